@@ -1,0 +1,180 @@
+"""The two operations, and the one place that picks who computes them.
+
+``blocks`` runs everywhere, ``flex`` on GPUs (forward alone on a CPU), ``naive`` is the definition.
+Callers see one function for each attention: padding is kept out and states are made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from allmem.attention import blocks, decode, naive
+from allmem.attention.state import GrowingState, RingState
+from allmem.config import WindowConfig
+from allmem.errors import AllMemError, unknown_name
+from allmem.layout import Layout
+
+__all__ = ["BACKENDS", "full_attention", "use_backend", "window_attention"]
+
+BACKENDS = ("blocks", "flex", "naive")
+
+_forced: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force a backend for all calls inside the block: for tests and for finding faults.
+
+    The choice holds for the whole process, since a backward pass may recompute in another thread.
+
+    Raises:
+        AllMemError: if there is no such backend.
+    """
+    global _forced  # noqa: PLW0603 - a switch of the process, restored on exit
+    before, _forced = _forced, _known(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def window_attention(
+    q: Tensor,
+    q_sink: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    state: RingState | None,
+    layout: Layout,
+    window: WindowConfig,
+    *,
+    scale: float,
+    backend: str | None = None,
+) -> tuple[Tensor, RingState]:
+    """Attention to the sinks and to the last W tokens (paper section 3.2).
+
+    A query at document position t sees keys j <= t with t - j < W or j < S, each once. It sees a
+    sink as if it stood just before the window: sinks are scored with ``q_sink`` (the positions in
+    the cache of StreamingLLM, arXiv 2309.17453, section 3.2).
+
+    Args:
+        q: [R, Q, N, E], queries rotated at their position t.
+        q_sink: [R, Q, N, E], the same queries rotated at min(t, S + W - 1). ``None`` if there are
+            no sinks or no query of the call lies beyond S + W - 1: up to there both are equal.
+        k: [R, K, N, E], keys rotated at their position; Q is a multiple of K.
+        v: [R, K, N, Ev].
+        state: what earlier calls left; ``None`` for nothing. It is consumed: without gradients it
+            is written in place, with gradients a copy is written and gradients flow through it.
+        layout: where the rows' tokens stand. Slots beyond a row's length write nothing, influence
+            nothing, and their outputs are zero, whatever they hold.
+        window: S and W.
+        scale: factor on the scores.
+        backend: one of ``BACKENDS``; ``None`` picks one.
+
+    Returns:
+        The output [R, Q, N, Ev], and the state after the call.
+
+    Raises:
+        AllMemError: if the backend is unknown or cannot compute this call, or if the shapes or
+            ``q_sink`` do not fit the layout.
+    """
+    _check(q, k, v, layout)
+    last, limit = int(layout.end.max()) - 1, window.sinks + window.window - 1
+    if q_sink is None and window.sinks and last > limit:
+        raise AllMemError(
+            f"window_attention: q_sink is None but queries reach position {last}, beyond "
+            f"S + W - 1 = {limit}; give the re-positioned queries"
+        )
+    name = _pick(backend, q, k, v)
+    if state is None:
+        state = RingState.empty(
+            k.shape[0], k.shape[1], k.shape[3], v.shape[3], window, k.dtype, k.device
+        )
+    if q.shape[2] == 0:
+        return v.new_zeros(*q.shape[:3], v.shape[3]), state
+    if name == "naive":
+        return naive.window_attention(q, q_sink, k, v, state, layout, window, scale=scale)
+    clean_sink = None if q_sink is None else _without_padding(q_sink, layout)
+    q, k, v = (_without_padding(x, layout) for x in (q, k, v))
+    step = decode if q.shape[2] == 1 else blocks
+    out, state = step.window_attention(q, clean_sink, k, v, state, layout, window, scale=scale)
+    return _without_padding(out, layout), state
+
+
+def full_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: GrowingState | None,
+    layout: Layout,
+    *,
+    scale: float,
+    backend: str | None = None,
+) -> tuple[Tensor, GrowingState]:
+    """Causal attention to all tokens, for layers that keep it. See ``window_attention``.
+
+    Args:
+        q: [R, Q, N, E], queries rotated at their position.
+        k: [R, K, N, E], keys rotated at their position; Q is a multiple of K.
+        v: [R, K, N, Ev].
+        state: what earlier calls left; ``None`` for nothing.
+        layout: where the rows' tokens stand.
+        scale: factor on the scores.
+        backend: one of ``BACKENDS``; ``None`` picks one.
+
+    Returns:
+        The output [R, Q, N, Ev], and the state after the call.
+
+    Raises:
+        AllMemError: if the backend is unknown or cannot compute this call, or if the shapes do not
+            fit the layout.
+    """
+    _check(q, k, v, layout)
+    name = _pick(backend, q, k, v)
+    if state is None:
+        state = GrowingState.empty(
+            k.shape[0], k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device
+        )
+    if q.shape[2] == 0:
+        return v.new_zeros(*q.shape[:3], v.shape[3]), state
+    if name == "naive":
+        return naive.full_attention(q, k, v, state, layout, scale=scale)
+    q, k, v = (_without_padding(x, layout) for x in (q, k, v))
+    out, state = blocks.full_attention(q, k, v, state, layout, scale=scale)
+    return _without_padding(out, layout), state
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise AllMemError(unknown_name("attention backend", name, BACKENDS))
+    return name
+
+
+def _pick(asked: str | None, q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The backend that the call names, else the forced one, else the fastest that can."""
+    name = asked or _forced
+    return "blocks" if name is None else _known(name)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
+    R, Q, N, E = q.shape
+    K = k.shape[1]
+    if k.shape != (R, K, N, E) or v.shape[:3] != (R, K, N) or Q % K:
+        raise AllMemError(
+            f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must be "
+            "[R, Q, N, E], [R, K, N, E] and [R, K, N, Ev] with Q a multiple of K"
+        )
+    if layout.rows != R or layout.slots != N:
+        raise AllMemError(
+            f"attention: q has {R} rows of {N} slots, the layout {layout.rows} of {layout.slots}"
+        )
+
+
+def _without_padding(x: Tensor, layout: Layout) -> Tensor:
+    """x [R, ?, N, ?] with zeros in padding slots, by selection: what they hold may be no number."""
+    if layout.full:
+        return x
+    return torch.where(layout.valid[:, None, :, None], x, x.new_zeros(()))
