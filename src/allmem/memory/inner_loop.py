@@ -1,0 +1,193 @@
+"""The inner loop: read, normalise, gradient, clip, momentum, write; chunk by chunk, in closed form.
+
+The order is the paper's internal normalisation (section 3.2): it sits between the read and the
+update, so a read always sees exactly what the last write left. The naive twin is ``naive.py``.
+
+Letters: R rows, N slots of a call, H memory heads, d head size, M fast matrices, C chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from allmem.config import MemoryConfig
+from allmem.layout import Layout, Round
+from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
+from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
+
+__all__ = ["inner_loop", "network_of", "row_norms"]
+
+SMALLEST_NORM = 1e-12
+
+
+def network_of(config: MemoryConfig) -> MemoryNetwork:
+    """The memory network that a configuration names."""
+    return MemoryNetwork(
+        swiglu=config.network == "swiglu",
+        residual=config.residual,
+        dot_loss=config.loss == "dot",
+    )
+
+
+def row_norms(weights: FastWeights, config: MemoryConfig) -> FastWeights:
+    """Norm of every output row over its inputs, [..., out, 1], of the matrices that are normalised."""
+    if config.norm == "none":
+        return {}
+    return {
+        name: torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        for name, w in weights.items()
+        if name in config.norm_matrices
+    }
+
+
+def inner_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    beta: Tensor,
+    state: MemoryState,
+    initial: FastWeights,
+    layout: Layout,
+    config: MemoryConfig,
+) -> tuple[Tensor, MemoryState]:
+    """Read every token from memory and write it there.
+
+    Args:
+        q, k, v: [R, N, H, d], any dtype; computed in fp32 or, for float64 input, in float64.
+        eta: [R, N, H, M] rates, scaled for the chunk already.
+        beta: [R, N, H] momentum decays.
+        state: consumed; its open chunk holds ``layout.start % C`` tokens.
+        initial: F_0, {matrix: [H, out, in]}, for the norms that rows are scaled to.
+        layout: which slots hold tokens. ``layout.chunk``, if set, takes the place of ``config.chunk``.
+
+    Returns:
+        What was read, [R, N, H, d] in the dtype of ``q`` (0 in padding slots), and the state after the
+        call.
+    """
+    dtype = accumulation_dtype(q.dtype)
+    chunk = layout.chunk or config.chunk
+    network = network_of(config)
+    targets = row_norms({name: w.to(dtype) for name, w in initial.items()}, config)
+    # Heads before tokens, so that every product below is one batched matrix product.
+    queries, keys, values, rates, decays = (
+        t.to(dtype).transpose(1, 2) for t in (q, k, v, eta, beta[..., None])
+    )
+
+    pieces = []
+    rounds = layout.rounds(chunk)
+    for step in rounds:
+        taken = _take(step, queries, keys, values, rates, decays)
+        q_now, k_now, v_now, eta_now, beta_now = taken
+        pieces.append(network.read(q_now, state.weights))
+        scales = _scales(state.weights, targets, config)
+        gradient = network.gradient(k_now, v_now, eta_now, state.weights, scales)
+        state = _accumulate(state, gradient, beta_now.sum((2, 3)), bool(step.opens.all()))
+        if bool(step.closes.any()):
+            written = _write(state, scales, targets, chunk, config)
+            state = written if bool(step.closes.all()) else _choose(step.closes, written, state)
+
+    if not rounds:
+        return torch.zeros_like(q), state
+    read = _assemble(pieces, rounds, layout)
+    return read.transpose(1, 2).to(q.dtype), state
+
+
+def _take(step: Round, *sequences: Tensor) -> list[Tensor]:
+    """The tokens of one round, [R, H, n, ...]; where a row has fewer than n, zeros."""
+    span = step.span
+    if span is not None:
+        return [x[:, :, span] for x in sequences]
+    slots, valid = step.slots(sequences[0].device)
+    index, keep = slots[:, None, :, None], valid[:, None, :, None]
+    return [
+        # ``where`` and not a product: a padding slot may hold anything, NaN too.
+        torch.where(keep, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), 0)
+        for x in sequences
+    ]
+
+
+def _scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig) -> Scales:
+    """The row scales of step 2: F' = F ||F_0|| / ||F||. Only internal normalisation needs them here:
+    after a post-update normalisation the stored weights *are* the normalised ones."""
+    if config.norm != "internal":
+        return UNSCALED
+    return _row_scales(weights, targets, config)
+
+
+def _row_scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig) -> Scales:
+    norms = row_norms(weights, config)
+    return {name: targets[name] / norm.clamp_min(SMALLEST_NORM) for name, norm in norms.items()}
+
+
+def _apply(weights: FastWeights, scales: Scales) -> FastWeights:
+    return {name: w * scales[name] if name in scales else w for name, w in weights.items()}
+
+
+def _accumulate(
+    state: MemoryState, gradient: FastWeights, beta: Tensor, all_open: bool
+) -> MemoryState:
+    """Add a round to the running sums of the open chunks (which are zero where a chunk begins)."""
+    if not all_open:
+        gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
+        beta = state.beta + beta
+    return MemoryState(state.weights, state.momentum, gradient, beta)
+
+
+def _write(
+    state: MemoryState, scales: Scales, targets: FastWeights, chunk: int, config: MemoryConfig
+) -> MemoryState:
+    """Steps 4 to 6: clip, momentum, write; leaves an empty chunk."""
+    update = {name: _clip(g, config.clip) for name, g in state.gradient.items()}
+    momentum: FastWeights = {}
+    if config.momentum:
+        decay = (state.beta / chunk)[..., None, None]
+        update = {name: decay * state.momentum[name] + g for name, g in update.items()}
+        momentum = update
+    normalised = _apply(state.weights, scales)
+    weights = {name: w - update[name] for name, w in normalised.items()}
+    if config.norm == "post_update":
+        weights = _apply(weights, _row_scales(weights, targets, config))
+    empty = {name: torch.zeros_like(g) for name, g in state.gradient.items()}
+    return MemoryState(weights, momentum, empty, torch.zeros_like(state.beta))
+
+
+def _clip(gradient: Tensor, limit: float | None) -> Tensor:
+    """G min(1, tau / ||G||), Frobenius norm per head and matrix."""
+    if limit is None:
+        return gradient
+    norm = torch.linalg.matrix_norm(gradient, keepdim=True)
+    # tau / max(norm, tau) rather than min(1, tau / norm): finite, also in its derivative, at norm 0.
+    return gradient * (limit / norm.clamp_min(limit))
+
+
+def _choose(rows: Tensor, yes: MemoryState, no: MemoryState) -> MemoryState:
+    """``yes`` for the rows marked, ``no`` for the others."""
+    other = no.tensors()
+    first = next(iter(other.values()))
+    marked = rows.to(first.device)
+    return yes.with_tensors(
+        {
+            name: torch.where(marked.view(-1, *[1] * (t.dim() - 1)), t, other[name])
+            for name, t in yes.tensors().items()
+        }
+    )
+
+
+def _assemble(pieces: list[Tensor], rounds: list[Round], layout: Layout) -> Tensor:
+    """What the rounds read, back in the slots of the rows: [R, H, N, d]."""
+    joined = torch.cat(pieces, dim=2)
+    if all(step.span is not None for step in rounds) and layout.full:
+        return joined
+    # Where slot i of row r lies in ``joined``: its round's offset plus its place in that round.
+    index = torch.zeros(layout.rows, layout.slots, dtype=torch.int64)
+    offset = 0
+    for step, piece in zip(rounds, pieces, strict=True):
+        place = torch.arange(layout.slots)[None] - step.first[:, None]
+        here = (place >= 0) & (place < step.count[:, None])
+        index = torch.where(here, offset + place, index)
+        offset += piece.shape[2]
+    index = index.to(joined.device)[:, None, :, None]
+    found = joined.gather(2, index.expand(-1, joined.shape[1], -1, joined.shape[3]))
+    return torch.where(layout.valid[:, None, :, None], found, 0)

@@ -1,0 +1,270 @@
+"""The projections around the memory: how they start from the attention's weights, and how many of
+their parameters are new.
+
+A memory head of size d stands beside one KV head of the attention and its group of query heads, each
+of size E. Its d slots are cut into tiles of E: a KV head is repeated on every tile, the query heads of
+the group are dealt out over the tiles, several on one tile are averaged, and one head is repeated
+where there are more tiles than heads. So slot s of a query and slot s of a key always stem from the
+same feature of their heads, and the memory starts with the similarities that the attention learned.
+
+Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size, Q query heads, K KV
+heads, E their head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from allmem.config import MemoryConfig
+from allmem.errors import AllMemError
+
+__all__ = ["AttentionWeights", "Features", "Projections"]
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Shapes of an attention and, where they are at hand, its weights as plain matrices."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    q: Tensor | None = None  # [Q E, D]
+    k: Tensor | None = None  # [K E, D]
+    v: Tensor | None = None  # [K E, D]
+    o: Tensor | None = None  # [D, Q E]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the attention projected in this call, before RoPE, and its output projection."""
+
+    q: Tensor  # [R, N, Q E]
+    k: Tensor  # [R, N, K E]
+    v: Tensor  # [R, N, K E]
+    output: Tensor  # [D, Q E], a weight
+
+
+class Laying:
+    """A sparse linear map between attention features and memory slots: every output is the mean of the
+    same small number of inputs (or nothing).
+
+    Called with [..., F] it gives [..., outputs]; ``matrix`` is the same map as a dense matrix.
+    """
+
+    def __init__(self, sources: list[list[int]], inputs: int) -> None:
+        self.sources = sources
+        self.inputs = inputs
+        self.identity = sources == [[i] for i in range(inputs)]
+        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        """Inputs and weights of every output, [outputs, most]. Made on demand and on the CPU, since a
+        model may be constructed on the meta device."""
+        most = max(len(s) for s in self.sources)
+        index = [s + [0] * (most - len(s)) for s in self.sources]
+        weight = [
+            [1 / len(s)] * len(s) + [0.0] * (most - len(s)) if s else [0.0] * most
+            for s in self.sources
+        ]
+        return torch.tensor(index, device="cpu"), torch.tensor(weight, device="cpu")
+
+    def matrix(self) -> Tensor:
+        """[outputs, inputs], fp32, on the CPU."""
+        index, weight = self._tensors()
+        dense = torch.zeros(len(self.sources), self.inputs, device="cpu")
+        return dense.scatter_add_(1, index, weight)
+
+    def inverse(self) -> Laying:
+        """From slots back to features: a feature takes the mean of the slots that it was laid on."""
+        back: list[list[int]] = [[] for _ in range(self.inputs)]
+        for output, inputs in enumerate(self.sources):
+            for i in inputs:
+                back[i].append(output)
+        return Laying(back, len(self.sources))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.identity:
+            return x
+        where = (x.device, x.dtype)
+        if where not in self._placed:
+            index, weight = self._tensors()
+            self._placed[where] = index.to(x.device), weight.to(x.device, x.dtype)
+        index, weight = self._placed[where]
+        terms = [x[..., index[:, i]] * weight[:, i] for i in range(index.shape[1])]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+
+def lay_query_heads(heads: int, head_dim: int, attention: AttentionWeights) -> Laying:
+    """Query heads over memory slots: averaged where several share a tile."""
+    sources = []
+    for head in range(heads):
+        group = _query_group(head, heads, attention)
+        tiles = -(-head_dim // attention.head_dim)
+        for slot in range(head_dim):
+            tile, feature = divmod(slot, attention.head_dim)
+            on_tile = [g for i, g in enumerate(group) if i % tiles == tile]
+            on_tile = on_tile or [group[tile % len(group)]]
+            sources.append([g * attention.head_dim + feature for g in on_tile])
+    return Laying(sources, attention.query_heads * attention.head_dim)
+
+
+def lay_kv_heads(heads: int, head_dim: int, attention: AttentionWeights) -> Laying:
+    """KV heads over memory slots: repeated on every tile, cut at d."""
+    sources = []
+    for head in range(heads):
+        group = _kv_group(head, heads, attention)
+        for slot in range(head_dim):
+            feature = slot % attention.head_dim
+            sources.append([g * attention.head_dim + feature for g in group])
+    return Laying(sources, attention.kv_heads * attention.head_dim)
+
+
+def _kv_group(head: int, heads: int, attention: AttentionWeights) -> list[int]:
+    """The KV heads that memory head ``head`` stands beside: one, unless there are fewer memory heads."""
+    if heads >= attention.kv_heads:
+        return [head * attention.kv_heads // heads]
+    return [c for c in range(attention.kv_heads) if c * heads // attention.kv_heads == head]
+
+
+def _query_group(head: int, heads: int, attention: AttentionWeights) -> list[int]:
+    per_kv = attention.query_heads // attention.kv_heads
+    group = [c * per_kv + i for c in _kv_group(head, heads, attention) for i in range(per_kv)]
+    # Several memory heads beside one KV head deal its query heads out among themselves.
+    twins = [
+        i
+        for i in range(heads)
+        if _kv_group(i, heads, attention) == _kv_group(head, heads, attention)
+    ]
+    return group[twins.index(head) % len(group) :: len(twins)]
+
+
+class LowRank(nn.Module):
+    """x -> up (down x), a trained map of rank r."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, inputs))
+        self.up = nn.Parameter(torch.empty(outputs, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.down), self.up)
+
+    @torch.no_grad()
+    def start_at(self, matrix: Tensor | None) -> None:
+        """The nearest matrix of this rank; for ``None``, zero with a random ``down``."""
+        self.down.normal_(std=self.down.shape[1] ** -0.5)
+        self.up.zero_()
+        if matrix is None:
+            return
+        u, s, v = torch.linalg.svd(matrix.float(), full_matrices=False)
+        rank = min(len(s), self.down.shape[0])
+        root = s[:rank].sqrt()
+        self.down[:rank] = root[:, None] * v[:rank]
+        self.up[:, :rank] = u[:, :rank] * root
+
+
+class Projections(nn.Module):
+    """q, k, v, gate and output projections of a memory unit, in one of three forms.
+
+    ``full``: trained matrices. ``lowrank``: trained products of rank r. ``shared``: the attention's own
+    frozen q, k, v (before RoPE) and output weights, each with a trained difference of rank r that
+    starts at zero. ``full`` and ``lowrank`` start from the attention's weights unless
+    ``config.start`` is ``random``.
+    """
+
+    def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
+        super().__init__()
+        assert config.heads is not None and config.head_dim is not None
+        self.kind = config.projections
+        self.start = config.start
+        inner = config.heads * config.head_dim
+        if self.kind != "full" and config.rank > min(inner, hidden_size):
+            raise AllMemError(
+                f"MemoryConfig: rank = {config.rank} is above the size of the projections, "
+                f"{min(inner, hidden_size)}; choose a smaller rank or projections = 'full'"
+            )
+
+        def projection(inputs: int, outputs: int) -> nn.Module:
+            if self.kind == "full":
+                return nn.Linear(inputs, outputs, bias=False)
+            return LowRank(inputs, outputs, config.rank)
+
+        self.q = projection(hidden_size, inner)
+        self.k = projection(hidden_size, inner)
+        self.v = projection(hidden_size, inner)
+        self.o = projection(inner, hidden_size)
+        if config.gate:
+            self.g = projection(hidden_size, inner)
+        self.lay_q = lay_query_heads(config.heads, config.head_dim, attention)
+        self.lay_kv = lay_kv_heads(config.heads, config.head_dim, attention)
+        # The attention's output columns of the heads on a slot are summed, and a head that is repeated
+        # on several slots is shared out: the same value on all of them counts once.
+        self.spread = self.lay_q.inverse()
+
+    @torch.no_grad()
+    def reset_parameters(self, attention: AttentionWeights) -> None:
+        starts: dict[str, Tensor | None] = dict.fromkeys(("q", "k", "v", "o"))
+        if self.kind != "shared":
+            starts = self._from_attention(attention)
+        for name, start in starts.items():
+            module = getattr(self, name)
+            if isinstance(module, LowRank):
+                module.start_at(start)
+            elif start is not None:
+                module.weight.copy_(start)
+        if hasattr(self, "g"):
+            if isinstance(self.g, LowRank):
+                self.g.start_at(None)
+            else:
+                self.g.weight.zero_()
+
+    def _from_attention(self, attention: AttentionWeights) -> dict[str, Tensor | None]:
+        weights = (attention.q, attention.k, attention.v, attention.o)
+        if self.start == "random" or any(w is None for w in weights):
+            return {
+                name: torch.randn(shape) * shape[1] ** -0.5
+                for name, shape in self._shapes().items()
+            }
+        q, k, v, o = (w.float().cpu() for w in weights if w is not None)
+        lay_q, lay_kv = self.lay_q.matrix(), self.lay_kv.matrix()
+        return {
+            "q": lay_q @ q,
+            "k": lay_kv @ k,
+            "v": lay_kv @ v,
+            "o": o @ self.spread.matrix(),
+        }
+
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        def shape(module: nn.Module) -> tuple[int, int]:
+            if isinstance(module, LowRank):
+                return module.up.shape[0], module.down.shape[1]
+            assert isinstance(module, nn.Linear)
+            return module.out_features, module.in_features
+
+        return {name: shape(getattr(self, name)) for name in ("q", "k", "v", "o")}
+
+    def inputs(self, x: Tensor, features: Features | None) -> dict[str, Tensor]:
+        """{"q" | "k" | "v": [R, N, H d]} for x [R, N, D]."""
+        projected = {name: getattr(self, name)(x) for name in ("q", "k", "v")}
+        if self.kind == "shared":
+            assert features is not None, "shared projections need the attention's features"
+            projected["q"] = projected["q"] + self.lay_q(features.q)
+            projected["k"] = projected["k"] + self.lay_kv(features.k)
+            projected["v"] = projected["v"] + self.lay_kv(features.v)
+        return projected
+
+    def gate(self, x: Tensor) -> Tensor:
+        """[R, N, H d], before the sigmoid."""
+        return self.g(x)
+
+    def output(self, read: Tensor, features: Features | None) -> Tensor:
+        """[R, N, H d] to [R, N, D]."""
+        y = self.o(read)
+        if self.kind == "shared":
+            assert features is not None, "shared projections need the attention's features"
+            y = y + functional.linear(self.spread(read), features.output)
+        return y

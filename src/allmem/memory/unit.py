@@ -1,0 +1,209 @@
+"""MemoryUnit: everything of one layer's long-term memory that distillation trains, around the inner loop.
+
+    q, k, v = conv(W_q x), conv(W_k x), conv(W_v x)
+    q, k    = RMSNorm_head(SiLU(q)), RMSNorm_head(SiLU(k));  v = RMSNorm_head(v)
+    eta     = softplus(W_eta x + b_eta) min(1, C_ref / C);   beta = sigmoid(W_beta x + b_beta)
+    y       = W_o (RMSNorm_head(read) * 2 sigmoid(W_g x))
+
+(paper section 3.2). It knows no positions and nothing of the model around it: the channel-wise scale
+alpha belongs to the slot, ``allmem.mixers.layer``.
+
+Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size, h width, M matrices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from allmem.config import MemoryConfig
+from allmem.layout import Layout
+from allmem.memory.convolution import causal_convolution
+from allmem.memory.inner_loop import inner_loop
+from allmem.memory.projections import AttentionWeights, Features, Projections
+from allmem.memory.state import MemoryState, UnitState
+
+__all__ = ["MemoryUnit"]
+
+NORM_EPS = 1e-6
+SWIGLU_SECOND_MOMENT = 0.36
+"""E|phi|^2 / h of the hidden vector phi = SiLU(a) b for a, b ~ N(0, 1), measured."""
+DOWN_STD = 0.1
+"""F_down starts at DOWN_STD / sqrt(h): the memory first says little beside its residual."""
+BETA_BIAS = -2.0
+"""Momentum decays start at sigmoid(-2) = 0.12."""
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm over the last dimension with one learned scale per head, in fp32 (float64 for float64)."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., H, d]."""
+        return functional.rms_norm(x, x.shape[-1:], eps=NORM_EPS) * self.weight.to(x.dtype)
+
+
+class Rate(nn.Module):
+    """A linear map of x to one number per output, computed in fp32 at least: small differences of a
+    rate matter more than its cost."""
+
+    def __init__(self, hidden_size: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+class MemoryUnit(nn.Module):
+    """The long-term memory of one layer.
+
+    Args:
+        hidden_size: D.
+        config: with every size filled in (``MemoryConfig.sized``).
+        attention: shapes, and where known the weights, of the attention beside it: what the
+            projections start from.
+    """
+
+    def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
+        super().__init__()
+        heads, head_dim, width = config.heads, config.head_dim, config.width
+        assert heads is not None and head_dim is not None and width is not None
+        self.config = config
+        self.hidden_size = hidden_size
+        self.heads, self.head_dim, self.width = heads, head_dim, width
+        self.projections = Projections(hidden_size, config, attention)
+        if config.conv:
+            self.convolutions = nn.ParameterDict(
+                {
+                    name: nn.Parameter(torch.empty(config.conv, heads * head_dim))
+                    for name in ("q", "k", "v")
+                }
+            )
+        self.q_norm = HeadNorm(heads, head_dim)
+        self.k_norm = HeadNorm(heads, head_dim)
+        if config.normalize_values:
+            self.v_norm = HeadNorm(heads, head_dim)
+        self.o_norm = HeadNorm(heads, head_dim)
+        self.eta = Rate(hidden_size, heads * len(config.matrices))
+        self.beta = Rate(hidden_size, heads)
+        shapes = {
+            "gate": (heads, width, head_dim),
+            "up": (heads, width, head_dim),
+            "down": (heads, head_dim, width),
+        }
+        self.initial = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(shapes[name])) for name in config.matrices}
+        )
+        self.reset_parameters(attention)
+
+    @torch.no_grad()
+    def reset_parameters(self, attention: AttentionWeights) -> None:
+        """Starting values; the random ones from torch's global generator."""
+        config = self.config
+        self.projections.reset_parameters(attention)
+        if config.conv:
+            for taps in self.convolutions.values():
+                taps.zero_()
+                taps[0] = 1
+        for norm in (self.q_norm, self.k_norm, self.o_norm):
+            norm.weight.fill_(1)
+        if config.normalize_values:
+            self.v_norm.weight.fill_(1)
+
+        for name, weight in self.initial.items():
+            fan_in = weight.shape[-1]
+            # A normalised matrix stays at the norm where it starts, so it may not start tiny.
+            pinned = config.norm != "none" and name in config.norm_matrices
+            std = 1.0 if name != "down" or pinned else DOWN_STD
+            weight.normal_(std=std / math.sqrt(fan_in))
+
+        # E|phi|^2 bounds the curvature of the inner loss in F_down: a step of ``step`` times its
+        # inverse moves one token's prediction that fraction of the way to its value.
+        if config.network == "swiglu":
+            curvature = SWIGLU_SECOND_MOMENT * self.width
+        else:
+            curvature = float(self.head_dim)
+        steps = [
+            config.step * (1 if name == "down" else config.step_ratio) / curvature
+            for name in config.matrices
+        ]
+        # The inverse of softplus; log(expm1(y)) loses nothing down to y = 1e-30 in float64.
+        biases = torch.tensor([math.log(math.expm1(step)) for step in steps])
+        self.eta.weight.zero_()
+        self.eta.bias.copy_(biases.repeat(self.heads))
+        self.beta.weight.zero_()
+        self.beta.bias.fill_(BETA_BIAS)
+
+    def begin(self, rows: int, dtype: torch.dtype) -> UnitState:
+        """The state before the first token; F_0 keeps its gradient. ``dtype``: that of x."""
+        tails = {}
+        if self.config.conv > 1:
+            channels = self.heads * self.head_dim
+            tails = {
+                name: torch.zeros(
+                    rows, self.config.conv - 1, channels, dtype=dtype, device=self.eta.bias.device
+                )
+                for name in ("q", "k", "v")
+            }
+        return UnitState(MemoryState.begin(dict(self.initial), rows, self.config.momentum), tails)
+
+    def forward(
+        self, x: Tensor, state: UnitState, layout: Layout, features: Features | None = None
+    ) -> tuple[Tensor, UnitState]:
+        """Read and write every token.
+
+        Args:
+            x: [R, N, D], the hidden states that enter the attention.
+            state: consumed.
+            features: the attention's q, k, v before RoPE; only ``projections = "shared"`` reads them.
+
+        Returns:
+            [R, N, D] (arbitrary but finite in padding slots) and the state after the call.
+        """
+        # Padding may hold anything; from here on it holds zeros.
+        if not layout.full:
+            x = torch.where(layout.valid[..., None], x, 0)
+        projected = self.projections.inputs(x, features)
+        tails = {}
+        if self.config.conv:
+            for name in ("q", "k", "v"):
+                projected[name], tail = causal_convolution(
+                    projected[name], self.convolutions[name], state.tails.get(name), layout
+                )
+                if tail is not None:
+                    tails[name] = tail
+        q, k, v = (self._split_heads(projected[name]) for name in ("q", "k", "v"))
+        q = self.q_norm(functional.silu(q))
+        k = self.k_norm(functional.silu(k))
+        if self.config.normalize_values:
+            v = self.v_norm(v)
+        eta, beta = self.rates(x, layout.chunk)
+        read, memory = inner_loop(
+            q, k, v, eta, beta, state.memory, dict(self.initial), layout, self.config
+        )
+        read = self.o_norm(read).flatten(2)
+        if self.config.gate:
+            read = read * (2 * torch.sigmoid(self.projections.gate(x)))
+        return self.projections.output(read, features), UnitState(memory, tails)
+
+    def rates(self, x: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+        """The inner learning rates eta [R, N, H, M] and momentum decays beta [R, N, H] of every token.
+
+        Args:
+            chunk: C, if it is not the configured one; rates are scaled by min(1, C_ref / C).
+        """
+        scale = min(1.0, self.config.reference_chunk / (chunk or self.config.chunk))
+        eta = functional.softplus(self.eta(x)) * scale
+        return eta.unflatten(-1, (self.heads, -1)), self.beta(x).sigmoid()
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim))

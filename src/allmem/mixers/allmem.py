@@ -1,0 +1,68 @@
+"""``allmem``: the paper's memory network as a mixer (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from allmem.config import MemoryConfig
+from allmem.layout import Layout
+from allmem.memory.projections import AttentionWeights, Features
+from allmem.memory.state import UnitState, accumulation_dtype
+from allmem.memory.unit import MemoryUnit
+from allmem.mixers.base import Capabilities, Mixer
+from allmem.state import State
+
+__all__ = ["AllMemMixer"]
+
+
+class AllMemMixer(Mixer):
+    """A ``MemoryUnit`` under the mixer contract."""
+
+    capabilities = Capabilities(constant_state=True, trainable=True)
+
+    def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
+        super().__init__()
+        self.unit = MemoryUnit(
+            hidden_size, config.sized(hidden_size, attention.kv_heads), attention
+        )
+        self.reads_features = config.projections == "shared"
+
+    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> UnitState:
+        return self.unit.begin(rows, dtype)
+
+    def forward(
+        self, x: Tensor, state: State, layout: Layout, features: Features | None = None
+    ) -> tuple[Tensor, UnitState]:
+        assert isinstance(state, UnitState)
+        return self.unit(x, state, layout, features)
+
+    def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        unit = self.unit
+        fast = sum(w.numel() for w in unit.initial.values())
+        copies = 3 if unit.config.momentum else 2
+        wide = accumulation_dtype(dtype).itemsize
+        tails = 3 * max(unit.config.conv - 1, 0) * unit.heads * unit.head_dim
+        return (copies * fast + unit.heads) * wide + tails * dtype.itemsize
+
+    def flops(self, tokens: int) -> int:
+        """Projections, convolution and rates, then per fast weight a read (2), the forward of the key
+        (2; 2 more back through ``down``) and the outer product of the gradient (2)."""
+        unit = self.unit
+        inner = unit.heads * unit.head_dim
+        projections = sum(_linear_flops(module) for module in unit.projections.children())
+        if unit.projections.kind == "shared":
+            features = unit.projections.spread
+            projections += 2 * len(features.sources) * unit.hidden_size
+        rates = 2 * unit.hidden_size * unit.heads * (len(unit.config.matrices) + 1)
+        fast = sum(w.numel() for w in unit.initial.values())
+        loop = 6 * fast
+        if unit.config.network == "swiglu":
+            loop += 2 * unit.initial["down"].numel()
+        convolution = 2 * unit.config.conv * 3 * inner
+        return tokens * (projections + rates + loop + convolution)
+
+
+def _linear_flops(module: nn.Module) -> int:
+    """Of a projection, per token: two for every weight."""
+    return 2 * sum(p.numel() for p in module.parameters())

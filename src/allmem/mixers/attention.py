@@ -1,0 +1,239 @@
+"""``window`` and ``full``: a pretrained attention under the mixer contract.
+
+The attention's own module does what it was trained to do (projections, q and k norms, RoPE, output
+projection); only the step in between, which query sees which key, is replaced, through transformers'
+``AttentionInterface``. So every decoder that follows its conventions works without a copy of its code.
+
+A query sees a sink as if it stood just before the window: for sink keys outside the window its rotary
+position is min(t, S + W - 1) (StreamingLLM's positions in the cache; paper section 3.2 names sinks).
+
+Letters: R rows, N slots, D hidden size, Q query heads, K KV heads, E head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from allmem.attention import full_attention, window_attention
+from allmem.attention.rotary import Rotary, rotate
+from allmem.attention.state import GrowingState, RingState
+from allmem.config import WindowConfig
+from allmem.errors import AllMemError
+from allmem.layout import Layout
+from allmem.memory.projections import Features
+from allmem.mixers.base import Capabilities, Mixer
+from allmem.state import State
+
+__all__ = ["ATTENTION_NAME", "AttentionMixer", "AttentionShape", "FullMixer", "WindowMixer"]
+
+ATTENTION_NAME = "allmem"
+"""The name under which transformers' attention modules find ``_attend``."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of an attention."""
+
+    hidden_size: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass
+class _Tap:
+    """Carries one call's state past the attention's own forward, and the results back."""
+
+    mixer: AttentionMixer
+    state: State
+    layout: Layout
+    want_features: bool
+    features: Features | None = None
+
+
+class AttentionMixer(Mixer):
+    """A pretrained attention that remembers keys and values in a ``State``.
+
+    Args:
+        core: the attention module of a transformers decoder layer, whose config names
+            ``ATTENTION_NAME`` as its attention implementation.
+        shape: its sizes.
+        rotary: its RoPE; ``None`` for a layer without positions.
+    """
+
+    capabilities = Capabilities(trainable=False)
+
+    def __init__(self, core: nn.Module, shape: AttentionShape, rotary: Rotary | None) -> None:
+        super().__init__()
+        self.core = core
+        self.shape = shape
+        self.rotary = rotary
+
+    def forward(
+        self, x: Tensor, state: State, layout: Layout, features: Features | None = None
+    ) -> tuple[Tensor, State]:
+        y, state, _ = self.attend(x, state, layout)
+        return y, state
+
+    def attend(
+        self, x: Tensor, state: State, layout: Layout, want_features: bool = False
+    ) -> tuple[Tensor, State, Features | None]:
+        """``forward``, and on request what the attention projected: for a memory that shares it."""
+        tap = _Tap(self, state, layout, want_features)
+        table = self.rotary.at_positions(layout, x.dtype) if self.rotary else (x, x)
+        y = self.core(
+            hidden_states=x, position_embeddings=table, attention_mask=None, allmem_tap=tap
+        )[0]
+        return y, tap.state, tap.features
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
+    ) -> tuple[Tensor, State]:
+        """Which query sees which key. q [R, Q, N, E], k and v [R, K, N, E], after RoPE."""
+        raise NotImplementedError
+
+    def features_of(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Features:
+        """The projections before RoPE, with heads side by side again."""
+        if self.rotary:
+            back = self.rotary.back_to_start(layout, q.dtype)
+            q, k = rotate(q, back), rotate(k, back)
+        q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))
+        return Features(q, k, v, self.core.o_proj.weight)
+
+    def _projection_flops(self) -> int:
+        """Per token: two for every weight of a matrix (norm scales have one dimension)."""
+        return 2 * sum(p.numel() for p in self.core.parameters() if p.dim() == 2)
+
+    def _attention_flops(self, keys_seen: int) -> int:
+        """Scores and weighted sum, for a number of (query, key) pairs."""
+        return 4 * self.shape.query_heads * self.shape.head_dim * keys_seen
+
+    def _kv_bytes(self, keys: int, dtype: torch.dtype) -> int:
+        return 2 * self.shape.kv_heads * self.shape.head_dim * keys * dtype.itemsize
+
+
+class WindowMixer(AttentionMixer):
+    """Attention to the last ``window`` tokens and the first ``sinks``.
+
+    Args:
+        window: W and S; ``layout.window``, if set and ``fixed`` is not, takes its place.
+        fixed: for layers that were local before conversion: their window is their own.
+    """
+
+    capabilities = Capabilities(constant_state=True, trainable=False)
+
+    def __init__(
+        self,
+        core: nn.Module,
+        shape: AttentionShape,
+        rotary: Rotary | None,
+        window: WindowConfig,
+        fixed: bool = False,
+    ) -> None:
+        super().__init__(core, shape, rotary)
+        self.window = window
+        self.fixed = fixed
+
+    def window_of(self, layout: Layout | None) -> WindowConfig:
+        """The window that a call is read with."""
+        if self.fixed or layout is None or layout.window is None:
+            return self.window
+        return layout.window
+
+    def init_state(
+        self,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: WindowConfig | None = None,
+    ) -> RingState:
+        window = self.window if window is None or self.fixed else window
+        shape = self.shape
+        return RingState.empty(
+            rows, shape.kv_heads, shape.head_dim, shape.head_dim, window, dtype, device
+        )
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
+    ) -> tuple[Tensor, State]:
+        assert isinstance(state, RingState)
+        window = self.window_of(layout)
+        q_sink = None
+        if window.sinks and self.rotary:
+            limit = window.sinks + window.window - 1
+            back = self.rotary.back_to_window(layout, limit, q.dtype)
+            q_sink = None if back is None else rotate(q, back)
+        return window_attention(q, q_sink, k, v, state, layout, window, scale=scale)
+
+    def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        return self._kv_bytes(self.window.window + self.window.sinks, dtype)
+
+    def flops(self, tokens: int) -> int:
+        seen = self.window.window + self.window.sinks
+        growing = min(tokens, seen)
+        pairs = growing * (growing + 1) // 2 + (tokens - growing) * seen
+        return tokens * self._projection_flops() + self._attention_flops(pairs)
+
+
+class FullMixer(AttentionMixer):
+    """Attention to everything: the teacher's own. Its state grows."""
+
+    capabilities = Capabilities(constant_state=False, trainable=False)
+
+    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> GrowingState:
+        shape = self.shape
+        return GrowingState.empty(
+            rows, shape.kv_heads, shape.head_dim, shape.head_dim, dtype, device
+        )
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
+    ) -> tuple[Tensor, State]:
+        assert isinstance(state, GrowingState)
+        return full_attention(q, k, v, state, layout, scale=scale)
+
+    def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        return self._kv_bytes(tokens, dtype)
+
+    def flops(self, tokens: int) -> int:
+        pairs = tokens * (tokens + 1) // 2
+        return tokens * self._projection_flops() + self._attention_flops(pairs)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    allmem_tap: _Tap | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that a converted model's attention modules call."""
+    if allmem_tap is None:
+        raise AllMemError(
+            f"{type(module).__name__} was called without AllMem's state: call the AllMemForCausalLM "
+            "around it, not the base model inside"
+        )
+    if softcap is not None or dropout:
+        raise AllMemError(
+            f"{type(module).__name__} asks for softcap = {softcap}, dropout = {dropout}, which the "
+            "window attention does not compute"
+        )
+    tap = allmem_tap
+    if tap.want_features:
+        tap.features = tap.mixer.features_of(query, key, value, tap.layout)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    y, tap.state = tap.mixer.mix(query, key, value, tap.state, tap.layout, scale)
+    return y.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attend)

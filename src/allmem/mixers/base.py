@@ -1,0 +1,76 @@
+"""The contract that every token mixer fulfils, so that the same code can train, serve, measure and
+compare any of them.
+
+A mixer maps hidden states to hidden states and carries what it must remember in a ``State``. Prefill,
+continuation and decode are the same call with different numbers of tokens. Run-time state never lives
+on a module. ``conformance.py`` checks what a mixer's ``Capabilities`` promise.
+
+Letters: R rows, N slots of a call, D hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from allmem.layout import Layout
+from allmem.memory.projections import Features
+from allmem.state import State
+
+__all__ = ["Capabilities", "Mixer"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a mixer promises; the conformance suite checks each promise."""
+
+    constant_state: bool = True
+    """The state's size does not depend on how much was read."""
+    trainable: bool = True
+    """It has slow weights, and gradients flow into all of them."""
+
+
+class Mixer(nn.Module, ABC):
+    """A token mixer."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    reads_features: bool = False
+    """Whether ``forward`` needs the attention's features."""
+
+    @abstractmethod
+    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> State:
+        """The state of ``rows`` sequences before their first token.
+
+        Args:
+            dtype: of the hidden states to come.
+        """
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, state: State, layout: Layout, features: Features | None = None
+    ) -> tuple[Tensor, State]:
+        """Mix the tokens of one call.
+
+        Args:
+            x: [R, N, D]; row r's tokens are its first ``layout.lengths[r]`` slots, and padding slots
+                may hold anything.
+            state: what the rows' earlier tokens left behind; consumed.
+            layout: where the tokens stand, and with which window and chunk to read them.
+            features: what the attention projected, for mixers that share its projections.
+
+        Returns:
+            [R, N, D], finite in padding slots, and the state after the call.
+        """
+
+    @abstractmethod
+    def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of one sequence's state after ``tokens`` tokens, in closed form."""
+
+    @abstractmethod
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations of one forward over the first ``tokens`` tokens of a sequence:
+        matrix products and attention scores, a multiply-add counting two."""

@@ -1,0 +1,91 @@
+"""Which mixers there are, and how a pattern names one for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from allmem.config import MemoryConfig
+from allmem.errors import AllMemError, unknown_name
+from allmem.memory.projections import AttentionWeights
+from allmem.mixers.allmem import AllMemMixer
+from allmem.mixers.base import Mixer
+
+__all__ = ["MemoryKind", "expand_pattern", "memory_kind", "mixer_names", "register_memory"]
+
+ATTENTION_ONLY = ("full", "window")
+"""Layers without a memory: full attention as it was, or the window alone."""
+
+
+@dataclass(frozen=True)
+class MemoryKind:
+    """A kind of memory that can stand beside a layer's window attention."""
+
+    name: str
+    config: type[Any]
+    """Its options: a dataclass with ``from_dict`` and ``to_dict``, such as ``MemoryConfig``."""
+    build: Callable[[int, Any, AttentionWeights], Mixer]
+    """(hidden size, options, the attention beside it) -> the mixer."""
+
+
+_KINDS: dict[str, MemoryKind] = {}
+
+
+def register_memory(kind: MemoryKind) -> None:
+    """Make a memory known by its name; registering the same one again changes nothing.
+
+    Raises:
+        AllMemError: if the name is taken by another kind.
+    """
+    if kind.name in ATTENTION_ONLY or _KINDS.get(kind.name, kind) != kind:
+        raise AllMemError(f"a mixer named {kind.name!r} is registered already; choose another name")
+    _KINDS[kind.name] = kind
+
+
+def mixer_names() -> list[str]:
+    """Every name that a pattern may use."""
+    return sorted([*ATTENTION_ONLY, *_KINDS])
+
+
+def memory_kind(name: str) -> MemoryKind | None:
+    """The memory of a mixer, ``None`` for ``window`` and ``full``.
+
+    Raises:
+        AllMemError: if there is no such mixer.
+    """
+    if name in ATTENTION_ONLY:
+        return None
+    if name not in _KINDS:
+        raise AllMemError(unknown_name("mixer", name, mixer_names()))
+    return _KINDS[name]
+
+
+def expand_pattern(pattern: str | Sequence[str], layers: int) -> list[str]:
+    """One mixer name per layer.
+
+    Args:
+        pattern: names separated by commas, each with an optional ``*count``, repeated until every
+            layer has one: ``"allmem"``, ``"allmem*3,full"``; or a list of names.
+        layers: number of decoder layers.
+
+    Raises:
+        AllMemError: on an unknown name or a pattern that does not fit the layers.
+    """
+    items = pattern.split(",") if isinstance(pattern, str) else list(pattern)
+    names: list[str] = []
+    for item in items:
+        name, _, count = item.strip().partition("*")
+        if count and not count.strip().isdigit():
+            raise AllMemError(f"mixers: {item.strip()!r} is not of the form name or name*count")
+        memory_kind(name.strip())
+        names += [name.strip()] * (int(count) if count else 1)
+    if not names or layers % len(names):
+        raise AllMemError(
+            f"mixers: the pattern {pattern!r} names {len(names)} layers, which does not divide the "
+            f"model's {layers}; give a pattern whose length divides {layers}"
+        )
+    return names * (layers // len(names))
+
+
+register_memory(MemoryKind("allmem", MemoryConfig, AllMemMixer))

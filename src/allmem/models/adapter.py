@@ -1,0 +1,119 @@
+"""The adapter: the slow weights of all memories alone, in one file, for one base model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from allmem.errors import AllMemError
+from allmem.files import read_tensors, write_tensors
+from allmem.models.configuration import AllMemConfig
+from allmem.models.conversion import convert
+from allmem.models.fingerprint import fingerprint
+from allmem.models.modeling import AllMemForCausalLM
+
+__all__ = ["load_adapter", "save_adapter"]
+
+
+def _base_fingerprint(model: AllMemForCausalLM) -> str:
+    """Of the frozen weights, by the names they had before conversion."""
+    marker = ".self_attn.attention.core."
+    own = {
+        name.replace(marker, ".self_attn."): p
+        for name, p in model.base.named_parameters()
+        if ".self_attn." not in name or marker in name
+    }
+    return fingerprint(own)
+
+
+def save_adapter(
+    model: AllMemForCausalLM, path: str | os.PathLike[str], note: dict[str, Any] | None = None
+) -> None:
+    """Write the memory's slow weights to one safetensors file, with the fingerprint of the base.
+
+    Raises:
+        AllMemError: if the model has no memory, or the file cannot be written.
+    """
+    weights = {name: p.detach() for name, p in model.memory_parameters().items()}
+    if not weights:
+        raise AllMemError("no layer of this model has a memory; there is nothing to save")
+    config = model.config
+    header = {
+        "base": _base_fingerprint(model),
+        "base_source": config.base_source,
+        "window": config.window,
+        "sinks": config.sinks,
+        "layers": config.layers,
+        "mixer_options": config.mixer_options,
+        "note": note or {},
+    }
+    write_tensors(path, "adapter", weights, header)
+
+
+def load_adapter(
+    base: AllMemForCausalLM | PreTrainedModel | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    other_base: bool = False,
+    **load_options: Any,
+) -> AllMemForCausalLM:
+    """A base model with the memories of an adapter file.
+
+    Args:
+        base: what the adapter was trained on: a converted model of the same layout, a plain model
+            (converted in place), or a source that ``convert`` takes.
+        other_base: load the adapter on weights that are not those it was trained on, such as the
+            original of a quantised base.
+
+    Raises:
+        AllMemError: if the file is damaged or belongs to another base.
+    """
+    weights, header = read_tensors(path, "adapter")
+    model = base if isinstance(base, AllMemForCausalLM) else _convert_as(base, header, load_options)
+    _check_layout(model.config, header, path)
+    found = _base_fingerprint(model)
+    if found != header["base"] and not other_base:
+        raise AllMemError(
+            f"{path} was trained on another base model (fingerprint {header['base'][:12]}, from "
+            f"{header['base_source']}; this one is {found[:12]}); pass other_base=True to load it all the same"
+        )
+    parameters = model.memory_parameters()
+    if missing := sorted(set(parameters) ^ set(weights)):
+        raise AllMemError(f"{path} does not fit the model's memories, for example {missing[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != weights[name].shape:
+                raise AllMemError(
+                    f"{path}: {name} has the shape {tuple(weights[name].shape)}, the model needs "
+                    f"{tuple(parameter.shape)}; the base model is another one"
+                )
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return model
+
+
+def _convert_as(
+    base: PreTrainedModel | str | os.PathLike[str], header: dict[str, Any], options: dict[str, Any]
+) -> AllMemForCausalLM:
+    names = ["window" if name == "local" else name for name in header["layers"]]
+    others = {k: v for k, v in header["mixer_options"].items() if k != "allmem"}
+    return convert(
+        base,
+        window=header["window"],
+        sinks=header["sinks"],
+        mixers=names,
+        memory=header["mixer_options"].get("allmem"),
+        mixer_options=others,
+        **options,
+    )
+
+
+def _check_layout(config: AllMemConfig, header: dict[str, Any], path: Any) -> None:
+    for name in ("layers", "mixer_options"):
+        if getattr(config, name) != header[name]:
+            raise AllMemError(
+                f"{path} was made for {name} = {header[name]}, the model has {getattr(config, name)}"
+            )
