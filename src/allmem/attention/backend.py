@@ -1,7 +1,8 @@
 """The two operations, and the one place that picks who computes them.
 
 ``blocks`` runs everywhere, ``flex`` on GPUs (forward alone on a CPU), ``naive`` is the definition.
-Callers see one function for each attention: padding is kept out and states are made here.
+A call of one token takes the same path in the first two. Callers see one function for each
+attention: padding is kept out and states are made here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from allmem.attention import blocks, decode, naive
+from allmem.attention import blocks, decode, flex, naive
 from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError, unknown_name
@@ -99,8 +100,11 @@ def window_attention(
         return naive.window_attention(q, q_sink, k, v, state, layout, window, scale=scale)
     clean_sink = None if q_sink is None else _without_padding(q_sink, layout)
     q, k, v = (_without_padding(x, layout) for x in (q, k, v))
-    step = decode if q.shape[2] == 1 else blocks
-    out, state = step.window_attention(q, clean_sink, k, v, state, layout, window, scale=scale)
+    if q.shape[2] == 1:
+        compute = decode.window_attention
+    else:
+        compute = flex.window_attention if name == "flex" else blocks.window_attention
+    out, state = compute(q, clean_sink, k, v, state, layout, window, scale=scale)
     return _without_padding(out, layout), state
 
 
@@ -133,7 +137,9 @@ def full_attention(
             fit the layout.
     """
     _check(q, k, v, layout)
-    name = _pick(backend, q, k, v)
+    # From the start of a document torch's own causal attention is faster than any masked one.
+    plain = layout.aligned and int(layout.start[0]) == 0
+    name = _pick(backend, q, k, v, prefer="blocks" if plain else "flex")
     if state is None:
         state = GrowingState.empty(
             k.shape[0], k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device
@@ -143,7 +149,8 @@ def full_attention(
     if name == "naive":
         return naive.full_attention(q, k, v, state, layout, scale=scale)
     q, k, v = (_without_padding(x, layout) for x in (q, k, v))
-    out, state = blocks.full_attention(q, k, v, state, layout, scale=scale)
+    compute = flex.full_attention if name == "flex" and q.shape[2] > 1 else blocks.full_attention
+    out, state = compute(q, k, v, state, layout, scale=scale)
     return _without_padding(out, layout), state
 
 
@@ -153,10 +160,16 @@ def _known(name: str) -> str:
     return name
 
 
-def _pick(asked: str | None, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The backend that the call names, else the forced one, else the fastest that can."""
+def _pick(asked: str | None, q: Tensor, k: Tensor, v: Tensor, prefer: str = "flex") -> str:
+    """The backend that the call names, else the forced one, else ``prefer`` on a GPU if it can."""
     name = asked or _forced
-    return "blocks" if name is None else _known(name)
+    if name is None:
+        fused = q.device.type == "cuda" and flex.cannot_run(q, k, v) is None
+        return prefer if fused else "blocks"
+    reason = flex.cannot_run(q, k, v) if _known(name) == "flex" else None
+    if reason is not None:
+        raise AllMemError(f"attention backend 'flex' cannot compute this call: {reason}")
+    return name
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
