@@ -123,5 +123,5 @@ def _inner_gradient(
         loss = -(y * v).sum(-1) if config.loss == "dot" else 0.5 * (y - v).pow(2).sum(-1)
         return {
             name: torch.autograd.grad((eta[..., m] * loss).sum(), at[name], create_graph=True)[0]
-            for m, name in enumerate(weights)
+            for m, name in enumerate(config.matrices)
         }

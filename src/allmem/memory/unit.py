@@ -94,7 +94,8 @@ class MemoryUnit(nn.Module):
             self.v_norm = HeadNorm(heads, head_dim)
         self.o_norm = HeadNorm(heads, head_dim)
         self.eta = Rate(hidden_size, heads * len(config.matrices))
-        self.beta = Rate(hidden_size, heads)
+        if config.momentum:
+            self.beta = Rate(hidden_size, heads)
         shapes = {
             "gate": (heads, width, head_dim),
             "up": (heads, width, head_dim),
@@ -140,8 +141,9 @@ class MemoryUnit(nn.Module):
         biases = torch.tensor([math.log(math.expm1(step)) for step in steps])
         self.eta.weight.zero_()
         self.eta.bias.copy_(biases.repeat(self.heads))
-        self.beta.weight.zero_()
-        self.beta.bias.fill_(BETA_BIAS)
+        if config.momentum:
+            self.beta.weight.zero_()
+            self.beta.bias.fill_(BETA_BIAS)
 
     def begin(self, rows: int, dtype: torch.dtype) -> UnitState:
         """The state before the first token; F_0 keeps its gradient. ``dtype``: that of x."""
@@ -173,6 +175,10 @@ class MemoryUnit(nn.Module):
         if not layout.full:
             x = torch.where(layout.valid[..., None], x, 0)
         projected = self.projections.inputs(x, features)
+        if features is not None and not layout.full:
+            projected = {
+                name: torch.where(layout.valid[..., None], p, 0) for name, p in projected.items()
+            }
         tails = {}
         if self.config.conv:
             for name in ("q", "k", "v"):
@@ -203,7 +209,10 @@ class MemoryUnit(nn.Module):
         """
         scale = min(1.0, self.config.reference_chunk / (chunk or self.config.chunk))
         eta = functional.softplus(self.eta(x)) * scale
-        return eta.unflatten(-1, (self.heads, -1)), self.beta(x).sigmoid()
+        eta = eta.unflatten(-1, (self.heads, -1))
+        if not self.config.momentum:
+            return eta, torch.zeros_like(eta[..., 0])
+        return eta, self.beta(x).sigmoid()
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))

@@ -46,21 +46,20 @@ class AllMemMixer(Mixer):
         return (copies * fast + unit.heads) * wide + tails * dtype.itemsize
 
     def flops(self, tokens: int) -> int:
-        """Projections, convolution and rates, then per fast weight a read (2), the forward of the key
+        """Projections and rates, then per fast weight a read (2), the forward of the key
         (2; 2 more back through ``down``) and the outer product of the gradient (2)."""
         unit = self.unit
-        inner = unit.heads * unit.head_dim
         projections = sum(_linear_flops(module) for module in unit.projections.children())
         if unit.projections.kind == "shared":
             features = unit.projections.spread
             projections += 2 * len(features.sources) * unit.hidden_size
-        rates = 2 * unit.hidden_size * unit.heads * (len(unit.config.matrices) + 1)
+        per_head = len(unit.config.matrices) + unit.config.momentum
+        rates = 2 * unit.hidden_size * unit.heads * per_head
         fast = sum(w.numel() for w in unit.initial.values())
         loop = 6 * fast
         if unit.config.network == "swiglu":
             loop += 2 * unit.initial["down"].numel()
-        convolution = 2 * unit.config.conv * 3 * inner
-        return tokens * (projections + rates + loop + convolution)
+        return tokens * (projections + rates + loop)
 
 
 def _linear_flops(module: nn.Module) -> int:

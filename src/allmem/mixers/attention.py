@@ -163,10 +163,11 @@ class WindowMixer(AttentionMixer):
     ) -> tuple[Tensor, State]:
         assert isinstance(state, RingState)
         window = self.window_of(layout)
-        q_sink = None
-        if window.sinks and self.rotary:
+        # Without positions a query sees a sink from everywhere alike.
+        q_sink: Tensor | None = q
+        if self.rotary is not None:
             limit = window.sinks + window.window - 1
-            back = self.rotary.back_to_window(layout, limit, q.dtype)
+            back = self.rotary.back_to_window(layout, limit, q.dtype) if window.sinks else None
             q_sink = None if back is None else rotate(q, back)
         return window_attention(q, q_sink, k, v, state, layout, window, scale=scale)
 

@@ -1,0 +1,330 @@
+"""What every mixer must hold, as tests that anyone can run on a mixer of their own.
+
+In pytest, subclass ``MixerConformance``::
+
+    class TestMyMixer(MixerConformance):
+        hidden_size = 24
+
+        def make_mixer(self):
+            return MyMixer(hidden_size=24, ...)
+
+or call ``check_conformance(lambda: MyMixer(...), hidden_size=24)``, which returns what failed.
+
+Every check draws all slow weights at random, also those that start at zero: with alpha = 0 a broken
+memory passes everything. The sequences are long enough for many chunks to close if the mixer is
+built with chunks of 3 to 8 tokens, which it should be. Everything runs in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from allmem.layout import Layout
+from allmem.mixers.base import Mixer
+from allmem.state import State
+
+__all__ = ["ConformanceError", "Failure", "MixerConformance", "check_conformance", "randomise"]
+
+CPU = torch.device("cpu")
+DTYPE = torch.float64
+LENGTHS = (1, 2, 3, 5, 8, 13, 29, 47)
+"""Lengths of the sequences, shortest first, so that the first failure is the smallest."""
+
+
+class ConformanceError(AssertionError):
+    """A mixer breaks a property; the message gives the smallest failing example that was tried."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A property that does not hold, and why."""
+
+    property: str
+    message: str
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Add noise to every parameter: std 0.3 to vectors, half the usual starting std, and 0.1 at
+    least, to matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            std = 0.3 if parameter.dim() < 2 else max(0.1, 0.5 * parameter.shape[-1] ** -0.5)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=DTYPE)
+            parameter.add_((std * noise).to(parameter))
+
+
+class MixerConformance:
+    """The suite. Subclass it and give ``make_mixer``."""
+
+    hidden_size: int = 24
+    """D of the mixer that ``make_mixer`` builds."""
+    tolerance: float = 1e-8
+    """Largest absolute difference between two ways of computing the same."""
+    counts_flops: bool = True
+    """Whether ``flops`` is compared with torch's counter, to 5 %. Off for mixers whose useful work
+    the counter cannot see, such as masked attention."""
+
+    def make_mixer(self) -> Mixer:
+        """A new mixer, with a chunk (if it has one) of 3 to 8 tokens."""
+        raise NotImplementedError
+
+    # The properties
+
+    def test_splitting_a_text_changes_nothing(self) -> None:
+        mixer = self._mixer()
+        for length in LENGTHS:
+            x = self._inputs(2, length)
+            whole, _ = self._read(mixer, x)
+            for parts in ([1] * length, [length // 2, length - length // 2], [length - 1, 1]):
+                pieces, state, done = [], self._start(mixer, 2), 0
+                for count in filter(None, parts):
+                    y, state = self._continue(mixer, x[:, done : done + count], state, done)
+                    pieces.append(y)
+                    done += count
+                self._same(torch.cat(pieces, 1), whole, f"{length} tokens read as {parts}")
+
+    def test_no_output_depends_on_a_later_token(self) -> None:
+        mixer = self._mixer()
+        for length in LENGTHS[1:]:
+            x = self._inputs(1, length)
+            y, _ = self._read(mixer, x)
+            for cut in {1, length // 2, length - 1}:
+                other = x.clone()
+                other[:, cut:] += 1
+                changed, _ = self._read(mixer, other)
+                self._same(changed[:, :cut], y[:, :cut], f"tokens from {cut} of {length} changed")
+
+    def test_earlier_tokens_matter(self) -> None:
+        """The converse of causality: a mixer that ignores its past would pass most other checks."""
+        mixer = self._mixer()
+        length = LENGTHS[-1]
+        x = self._inputs(1, length)
+        other = x.clone()
+        other[:, 0] += 1
+        with torch.no_grad():
+            y, _ = self._read(mixer, x)
+            changed, _ = self._read(mixer, other)
+        if float((changed - y)[:, 1:].abs().max()) < 1e-12:
+            raise ConformanceError(f"the first of {length} tokens changed, and no later output did")
+
+    def test_padding_changes_nothing(self) -> None:
+        mixer = self._mixer()
+        lengths = torch.tensor([29, 3, 0, 8])
+        x = self._inputs(4, 31)
+        x = torch.where(torch.arange(31)[None, :, None] < lengths[:, None, None], x, float("nan"))
+        first, second = lengths // 2, lengths - lengths // 2
+        state = self._start(mixer, 4)
+        pieces = []
+        start = torch.zeros(4, dtype=torch.int64)
+        for count in (first, second):
+            slots = int(count.max()) + 2
+            index = (start[:, None] + torch.arange(slots)).clamp(max=30)
+            now = x.gather(1, index[..., None].expand(-1, -1, self.hidden_size))
+            now = torch.where(torch.arange(slots)[None, :, None] < count[:, None, None], now, torch.nan)
+            layout = Layout.ragged(start, count, CPU, slots=slots)
+            y, state = mixer(now, state, layout)
+            pieces.append(y)
+            start = start + count
+        for r, length in enumerate(lengths.tolist()):
+            if length == 0:
+                continue
+            alone, _ = self._read(mixer, x[r : r + 1, :length])
+            parts = [p[r, : int(c[r])] for p, c in zip(pieces, (first, second), strict=True)]
+            self._same(torch.cat(parts)[None], alone, f"row of {length} tokens beside longer ones")
+        for y in pieces:
+            if not bool(torch.isfinite(y).all()):
+                raise ConformanceError("padding slots that held NaN gave outputs that are not finite")
+
+    def test_packed_documents_do_not_see_each_other(self) -> None:
+        mixer = self._mixer()
+        documents = [13, 1, 8, 20]
+        x = self._inputs(1, sum(documents))
+        begins = torch.zeros(1, sum(documents), dtype=torch.bool)
+        ends = torch.tensor(documents).cumsum(0)
+        begins[0, (ends - torch.tensor(documents))] = True
+        layout = Layout.from_grid(torch.zeros(1, dtype=torch.int64), None, begins, CPU)
+        rows = layout.gather(x)
+        y, _ = mixer(rows, self._start(mixer, layout.rows), layout)
+        packed = layout.scatter(y)
+        for end, length in zip(ends.tolist(), documents, strict=True):
+            alone, _ = self._read(mixer, x[:, end - length : end])
+            self._same(packed[:, end - length : end], alone, f"a document of {length} tokens")
+
+    def test_rows_can_be_selected_repeated_and_reordered(self) -> None:
+        mixer = self._mixer()
+        x = self._inputs(3, 22)
+        _, state = self._read(mixer, x[:, :14])
+        order = torch.tensor([2, 0, 0, 1])
+        expected, _ = self._continue(mixer, x[:, 14:], state.clone(), 14)
+        y, _ = self._continue(mixer, x[order, 14:], state.select(order), 14)
+        self._same(y, expected[order], f"rows {order.tolist()} of 3")
+        y, _ = self._continue(mixer, x[:, 14:].repeat_interleave(2, 0), state.repeat(2), 14)
+        self._same(y, expected.repeat_interleave(2, 0), "every row twice")
+
+    def test_forks_are_independent_and_bit_identical(self) -> None:
+        mixer = self._mixer()
+        x = self._inputs(2, 31)
+        with torch.no_grad():
+            _, state = self._read(mixer, x[:, :17])
+            fork = state.clone()
+            first, _ = self._continue(mixer, x[:, 17:], state, 17)
+            # Whatever the first future wrote, the fork must not have noticed.
+            second, _ = self._continue(mixer, x[:, 17:], fork, 17)
+        if not torch.equal(first, second):
+            raise ConformanceError("a fork, continued after its twin, gave other bits")
+
+    def test_saved_states_continue_bit_identically(self) -> None:
+        from safetensors.torch import load, save
+
+        mixer = self._mixer()
+        x = self._inputs(2, 31)
+        with torch.no_grad():
+            _, state = self._read(mixer, x[:, :17])
+            plain = {k: t.contiguous().clone() for k, t in state.tensors().items()}
+            blob = save(plain)
+            restored = self._start(mixer, 2).with_tensors(load(blob))
+            first, _ = self._continue(mixer, x[:, 17:], state, 17)
+            second, _ = self._continue(mixer, x[:, 17:], restored, 17)
+        if not torch.equal(first, second):
+            raise ConformanceError("a state, written to bytes and read back, gave other bits")
+
+    def test_the_same_calls_give_the_same_bits(self) -> None:
+        mixer = self._mixer()
+        x = self._inputs(2, 29)
+        with torch.no_grad():
+            first, _ = self._read(mixer, x)
+            second, _ = self._read(mixer, x)
+        if not torch.equal(first, second):
+            raise ConformanceError("two identical calls gave different bits")
+
+    def test_state_bytes_are_what_the_closed_form_says(self) -> None:
+        mixer = self._mixer()
+        sizes = set()
+        for length in (1, 5, 23, 47):
+            _, state = self._read(mixer, self._inputs(1, length))
+            expected = mixer.state_bytes(length, DTYPE)
+            if state.nbytes != expected:
+                raise ConformanceError(
+                    f"after {length} tokens the state has {state.nbytes} bytes, state_bytes says {expected}"
+                )
+            sizes.add(state.nbytes)
+        if mixer.capabilities.constant_state and len(sizes) > 1:
+            raise ConformanceError(f"a constant state was promised, its sizes are {sorted(sizes)}")
+
+    def test_flops_are_what_torch_counts(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        if not self.counts_flops:
+            return
+        mixer = self._mixer()
+        length = 24
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self._read(mixer, self._inputs(1, length))
+        counted, stated = counter.get_total_flops(), mixer.flops(length)
+        if not 0.95 <= stated / max(counted, 1) <= 1.05:
+            raise ConformanceError(
+                f"flops({length}) says {stated}, torch counted {counted} in matrix products"
+            )
+
+    def test_gradients_equal_finite_differences(self) -> None:
+        mixer = self._mixer()
+        x = self._inputs(1, 11).requires_grad_()
+        probe = self._inputs(1, 11, seed=7)
+        names, leaves = ["x"], [x]
+        for name, parameter in mixer.named_parameters():
+            if mixer.capabilities.trainable and parameter.requires_grad:
+                names.append(name)
+                leaves.append(parameter)
+
+        def loss() -> Tensor:
+            state, done, total = self._start(mixer, 1), 0, torch.zeros((), dtype=DTYPE)
+            for count in (7, 4):
+                y, state = self._continue(mixer, x[:, done : done + count], state, done)
+                total = total + (y * probe[:, done : done + count]).sum()
+                done += count
+            return total
+
+        gradients = torch.autograd.grad(loss(), leaves, allow_unused=True)
+        step = 1e-6
+        for name, leaf, gradient in zip(names, leaves, gradients, strict=True):
+            if gradient is None or not bool(gradient.any()):
+                raise ConformanceError(f"no gradient reaches {name}")
+            direction = torch.randn(
+                leaf.shape, generator=torch.Generator().manual_seed(3), dtype=DTYPE
+            )
+            with torch.no_grad():
+                leaf.add_(step * direction)
+                above = loss()
+                leaf.sub_(2 * step * direction)
+                below = loss()
+                leaf.add_(step * direction)
+            numeric = float((above - below) / (2 * step))
+            analytic = float((gradient * direction).sum())
+            if abs(numeric - analytic) > 1e-5 * max(1.0, abs(numeric)):
+                raise ConformanceError(
+                    f"along a random direction of {name} the gradient is {analytic:.9g}, finite "
+                    f"differences give {numeric:.9g}"
+                )
+
+    # How they are checked
+
+    def _mixer(self) -> Mixer:
+        mixer = self.make_mixer().to(DTYPE)
+        randomise(mixer)
+        return mixer
+
+    def _inputs(self, rows: int, length: int, seed: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(rows, length, self.hidden_size, generator=generator, dtype=DTYPE)
+
+    def _start(self, mixer: Mixer, rows: int) -> State:
+        return mixer.init_state(rows, DTYPE, CPU)
+
+    def _read(self, mixer: Mixer, x: Tensor) -> tuple[Tensor, State]:
+        return self._continue(mixer, x, self._start(mixer, x.shape[0]), 0)
+
+    def _continue(self, mixer: Mixer, x: Tensor, state: State, start: int) -> tuple[Tensor, State]:
+        y, state = mixer(x, state, Layout.dense(start, x.shape[0], x.shape[1], CPU))
+        return y, state
+
+    def _same(self, got: Tensor, expected: Tensor, example: str) -> None:
+        difference = float((got - expected).detach().abs().max()) if got.numel() else 0.0
+        if not difference <= self.tolerance:
+            raise ConformanceError(f"{example}: outputs differ by {difference:.3g}")
+
+
+def check_conformance(
+    make_mixer: Callable[[], Mixer],
+    hidden_size: int,
+    *,
+    tolerance: float = 1e-8,
+    counts_flops: bool = True,
+) -> list[Failure]:
+    """Run the whole suite on a mixer.
+
+    Args:
+        make_mixer: builds the mixer; called once per property.
+        hidden_size: D.
+
+    Returns:
+        The properties that do not hold, in the order of the suite; empty for a conforming mixer.
+    """
+
+    class Suite(MixerConformance):
+        def make_mixer(self) -> Mixer:
+            return make_mixer()
+
+    suite = Suite()
+    suite.hidden_size, suite.tolerance, suite.counts_flops = hidden_size, tolerance, counts_flops
+    failures = []
+    for name in [n for n in dir(MixerConformance) if n.startswith("test_")]:
+        try:
+            getattr(suite, name)()
+        except ConformanceError as error:
+            failures.append(Failure(name.removeprefix("test_").replace("_", " "), str(error)))
+    return failures
