@@ -2,8 +2,8 @@
 
     model = allmem.convert("HuggingFaceTB/SmolLM2-135M-Instruct", window=1024, sinks=16, chunk=256)
 
-Importing this package is enough for transformers' Auto classes to load converted checkpoints. Nothing
-heavy is imported before it is used, so that the command line answers at once.
+Importing this package is enough for transformers' Auto classes to load converted checkpoints.
+Nothing heavy is imported before it is used, so that the command line answers at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Registers the Auto classes when transformers' Auto modules are imported, before or after ``allmem``.
+"""Registers the Auto classes when transformers' Auto modules are imported, before or after
+``allmem``.
 
-``import allmem`` must be enough for ``AutoModelForCausalLM.from_pretrained``, and must not itself pay
-the seconds that importing torch and transformers takes: ``allmem --help`` imports this package too. So
-a finder on ``sys.meta_path`` waits for the modules in ``AWAITED`` and imports ours right after them.
+``import allmem`` must be enough for ``AutoModelForCausalLM.from_pretrained``, and must not itself
+pay the seconds that importing torch and transformers takes: ``allmem --help`` imports this package
+too. So a finder on ``sys.meta_path`` waits for the modules in ``AWAITED`` and imports ours right
+after them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What a user can choose about the short-term and the long-term memory: two small frozen dataclasses.
+"""What a user can choose about the short-term and the long-term memory: two small frozen
+dataclasses.
 
 Plain Python on purpose: nothing here imports torch or transformers, so that the command line can
-validate its arguments before it loads either. ``allmem.models.configuration.AllMemConfig`` nests both
-in a checkpoint's ``config.json``.
+validate its arguments before it loads either. ``allmem.models.configuration.AllMemConfig`` nests
+both in a checkpoint's ``config.json``.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class WindowConfig(_Plain):
 class MemoryConfig(_Plain):
     """The long-term memory: a network trained by gradient descent while the model reads.
 
-    The defaults are the paper's method with the starting values that trained best; every other value
-    is an ablation. Sizes left ``None`` follow the model (see ``MemoryConfig.sized``).
+    The defaults are the paper's method with the starting values that trained best; every other
+    value is an ablation. Sizes left ``None`` follow the model (see ``MemoryConfig.sized``).
 
     Raises:
         AllMemError: on a value outside its range, naming the value and the remedy.
@@ -113,16 +114,19 @@ class MemoryConfig(_Plain):
     loss: Loss = "mse"
     """Inner loss: ``mse``: 1/2 |M(k) - v|^2, or ``dot``: -M(k) . v (as LaCT)."""
     norm: Norm = "internal"
-    """Row normalisation of fast weights: between read and write (``internal``, paper), after the write
-    (``post_update``, as LaCT) or ``none``."""
+    """Row normalisation of fast weights: between read and write (``internal``, paper), after the
+    write (``post_update``, as LaCT) or ``none``."""
     norm_matrices: tuple[str, ...] = ("gate", "up")
-    """The matrices that it covers. ``down`` is left out: it starts small and would be pinned there."""
+    """The matrices that it covers. ``down`` is left out: it starts small and would be pinned
+    there."""
     momentum: bool = True
     clip: float | None = 1.0
-    """Largest Frobenius norm of a chunk's gradient, per head and matrix: tau; ``None`` for no clip."""
+    """Largest Frobenius norm of a chunk's gradient, per head and matrix: tau; ``None`` for no
+    clip."""
     projections: Projections = "full"
-    """How q, k, v, gate and output are projected: trained full-rank matrices, trained products of rank
-    ``rank``, or the attention's own frozen q, k, v with a trained difference of rank ``rank``."""
+    """How q, k, v, gate and output are projected: trained full-rank matrices, trained products of
+    rank ``rank``, or the attention's own frozen q, k, v with a trained difference of rank
+    ``rank``."""
     start: Start = "attention"
     """Whether the projections start from the attention's weights or at random (an ablation)."""
     rank: int = 32
@@ -134,11 +138,13 @@ class MemoryConfig(_Plain):
     gate: bool = True
     """The parallel output gate, 2 sigmoid(W_g x)."""
     step: float = 0.1
-    """Inner step at the start for ``down``, as a fraction of the largest stable one for one token."""
+    """Inner step at the start for ``down``, as a fraction of the largest stable one for one
+    token."""
     step_ratio: float = 0.1
     """Step of the other matrices, as a fraction of the one of ``down``."""
     reference_chunk: int = 64
-    """C_ref: rates are scaled by min(1, C_ref / C), since a chunk's gradient is a sum over its tokens."""
+    """C_ref: rates are scaled by min(1, C_ref / C), since a chunk's gradient is a sum over its
+    tokens."""
 
     def __post_init__(self) -> None:
         name = "MemoryConfig"
@@ -164,7 +170,8 @@ class MemoryConfig(_Plain):
             raise AllMemError(f"{name}: conv = {self.conv!r} must be a number of taps, 0 for none")
         if not self.step > 0 or not self.step_ratio > 0:
             raise AllMemError(
-                f"{name}: step = {self.step!r} and step_ratio = {self.step_ratio!r} must be positive"
+                f"{name}: step = {self.step!r} and step_ratio = {self.step_ratio!r} must be "
+                "positive"
             )
 
     @property
@@ -185,7 +192,8 @@ class MemoryConfig(_Plain):
         heads = self.heads or kv_heads
         if self.head_dim is None and hidden_size % heads:
             raise AllMemError(
-                f"MemoryConfig: hidden size {hidden_size} is not divisible by {heads} memory heads; "
+                f"MemoryConfig: hidden size {hidden_size} is not divisible by {heads} memory "
+                "heads; "
                 "give head_dim, or another number of heads"
             )
         head_dim = self.head_dim or hidden_size // heads
@@ -196,14 +204,15 @@ class MemoryConfig(_Plain):
 def check_chunk_fits_window(chunk: int, window: int) -> None:
     """Refuse a window smaller than the chunk: tokens would be in no store.
 
-    A token leaves the window W steps after it was read and enters memory at the end of its chunk, at
-    most C steps after.
+    A token leaves the window W steps after it was read and enters memory at the end of its chunk,
+    at most C steps after.
 
     Raises:
         AllMemError: if ``window < chunk``.
     """
     if window < chunk:
         raise AllMemError(
-            f"window = {window} is smaller than chunk = {chunk}: tokens that left the window and are not "
+            f"window = {window} is smaller than chunk = {chunk}: tokens that left the window and "
+            "are not "
             f"yet written would be in no memory; choose chunk <= {window}"
         )

@@ -1,4 +1,5 @@
-"""Writing and reading safetensors files so that nothing is ever lost, half-written or silently altered.
+"""Writing and reading safetensors files so that nothing is ever lost, half-written or silently
+altered.
 
 A file is written beside its destination and renamed when complete, and carries a checksum over its
 tensors and metadata that is verified on reading.
@@ -48,13 +49,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        with open(part, "rb") as written:
+        with part.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(part, target)
+        part.replace(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AllMemError(
-            f"cannot write {target}: {reason}; nothing was changed. Free some space or choose another "
+            f"cannot write {target}: {reason}; nothing was changed. Free some space or choose "
+            "another "
             "folder"
         ) from error
     finally:
@@ -107,7 +109,8 @@ def read_tensors(
         header = json.loads(metadata[HEADER])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise AllMemError(
-            f"{source} is not a complete AllMem {kind} file ({error}); it may be truncated: make it again"
+            f"{source} is not a complete AllMem {kind} file ({error}); it may be truncated: make "
+            "it again"
         ) from error
     expected = header.pop("sha256", None)
     if header.get("kind") != kind:

@@ -1,11 +1,11 @@
 """Where the tokens of one call stand: the only place that knows of padding, holes and packing.
 
-A model is called on a grid of ``[B, T]`` slots, some of which hold padding and some of which begin a
-new document. Mixers never see that grid. They see *rows*: one row for one sequence, its tokens first
-(``lengths`` of them), then padding up to the longest row, and for each row the number of tokens of
-that sequence that were read in earlier calls (``start``). ``gather`` goes from the grid to the rows
-and ``scatter`` back. So a mixer that is right for ragged rows is right for left padding, for a hole
-before the second turn of a batch, and for packed documents.
+A model is called on a grid of ``[B, T]`` slots, some of which hold padding and some of which begin
+a new document. Mixers never see that grid. They see *rows*: one row for one sequence, its tokens
+first (``lengths`` of them), then padding up to the longest row, and for each row the number of
+tokens of that sequence that were read in earlier calls (``start``). ``gather`` goes from the grid
+to the rows and ``scatter`` back. So a mixer that is right for ragged rows is right for left
+padding, for a hole before the second turn of a batch, and for packed documents.
 
 Counts live on the CPU: they decide control flow (which chunks close, how many keys are cached), and
 reading them from a device would stall it at every layer.
@@ -55,7 +55,8 @@ class Round:
         return None
 
     def slots(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Slot indices and validity, both [R, longest count], for rows that take different slots."""
+        """Slot indices and validity, both [R, longest count], for rows that take different
+        slots."""
         offsets = torch.arange(int(self.count.max()))
         valid = offsets[None] < self.count[:, None]
         slots = torch.where(valid, self.first[:, None] + offsets[None], 0)
@@ -74,7 +75,8 @@ class Layout:
     """N, slots of a row: at least the longest length."""
     device: torch.device
     window: WindowConfig | None = None
-    """The window that this call is read with; ``None`` for the mixer's own. One state, one window."""
+    """The window that this call is read with; ``None`` for the mixer's own. One state, one
+    window."""
     chunk: int | None = None
     """The chunk that this call is read with; ``None`` for the mixer's own. One state, one chunk."""
     grid: tuple[int, int] | None = None
@@ -200,7 +202,8 @@ class Layout:
         return self.end.to(self.device)
 
     def rounds(self, chunk: int) -> list[Round]:
-        """The steps in which an inner loop with chunks of ``chunk`` tokens goes through the rows."""
+        """The steps in which an inner loop with chunks of ``chunk`` tokens goes through the
+        rows."""
         if ("rounds", chunk) not in self.memo:
             rounds = []
             done = torch.zeros_like(self.lengths)
@@ -218,7 +221,8 @@ class Layout:
     # Between the grid and the rows
 
     def gather(self, x: Tensor) -> Tensor:
-        """Grid [B, T, ...] to rows [R, N, ...]; padding slots repeat some token and must be ignored."""
+        """Grid [B, T, ...] to rows [R, N, ...]; padding slots repeat some token and must be
+        ignored."""
         if self.source is None:
             return x
         return x.reshape(-1, *x.shape[2:])[self.source]

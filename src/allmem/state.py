@@ -1,4 +1,5 @@
-"""What one sequence leaves behind, as a value: a dataclass of tensors whose first dimension is the batch.
+"""What one sequence leaves behind, as a value: a dataclass of tensors whose first dimension is the
+batch.
 
 Every mixer's state derives from ``State`` and so can be counted, copied, reordered and written to a
 file by the same few lines, whatever it holds. A forward call *consumes* the state that it is given
@@ -20,8 +21,8 @@ __all__ = ["State"]
 
 
 class State:
-    """Base of all states. Subclasses are dataclasses whose fields are tensors, dictionaries of tensors,
-    other states, or ``None``; every tensor is [R, ...]."""
+    """Base of all states. Subclasses are dataclasses whose fields are tensors, dictionaries of
+    tensors, other states, or ``None``; every tensor is [R, ...]."""
 
     def _fields(self) -> list[tuple[str, Any]]:
         return [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""The closed form against the oracle: outputs, final states and outer gradients, over every option."""
+"""The closed form against the oracle: outputs, final states and outer gradients, over every
+option."""
 
 from __future__ import annotations
 
@@ -21,10 +22,13 @@ CPU = torch.device("cpu")
 
 
 def problem(config: MemoryConfig, rows: int, slots: int, seed: int = 0) -> dict[str, Any]:
-    """Random float64 inputs; rates large enough that the memory matters, small enough to be stable."""
+    """Random float64 inputs; rates large enough that the memory matters, small enough to be
+    stable."""
     g = torch.Generator().manual_seed(seed)
     heads, d, h = config.heads, config.head_dim, config.width
-    assert heads and d and h
+    assert heads is not None
+    assert d is not None
+    assert h is not None
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)

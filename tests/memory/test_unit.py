@@ -66,7 +66,9 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
     q = rms(F.silu(projected["q"])) * u.q_norm.weight
     k = rms(F.silu(projected["k"])) * u.k_norm.weight
     v = rms(projected["v"]) * u.v_norm.weight if config.normalize_values else projected["v"]
-    eta = F.softplus(x @ u.eta.weight.T + u.eta.bias) * min(1, config.reference_chunk / config.chunk)
+    eta = F.softplus(x @ u.eta.weight.T + u.eta.bias) * min(
+        1, config.reference_chunk / config.chunk
+    )
     beta = torch.sigmoid(x @ u.beta.weight.T + u.beta.bias)
     read, _, _ = naive_inner_loop(
         q, k, v, eta.unflatten(-1, (heads, -1)), beta, dict(u.initial), config

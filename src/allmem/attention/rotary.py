@@ -52,8 +52,8 @@ class Rotary:
     def back_to_window(
         self, layout: Layout, limit: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor] | None:
-        """The table that turns a query from its position t back to min(t, ``limit``); ``None`` if no
-        token of the call lies beyond ``limit``."""
+        """The table that turns a query from its position t back to min(t, ``limit``); ``None`` if
+        no token of the call lies beyond ``limit``."""
         if int(layout.end.max()) - 1 <= limit:
             return None
         return self._memo(

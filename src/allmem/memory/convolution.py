@@ -18,7 +18,8 @@ def causal_convolution(
     Args:
         x: [R, N, F], zero in padding slots.
         taps: [K, F]; ``taps[0]`` multiplies the current token.
-        tail: [R, K - 1, F], the row's last inputs of earlier calls, oldest first; ``None`` for K = 1.
+        tail: [R, K - 1, F], the row's last inputs of earlier calls, oldest first; ``None`` for K =
+        1.
 
     Returns:
         y [R, N, F] and the new tail.

@@ -31,7 +31,8 @@ def network_of(config: MemoryConfig) -> MemoryNetwork:
 
 
 def row_norms(weights: FastWeights, config: MemoryConfig) -> FastWeights:
-    """Norm of every output row over its inputs, [..., out, 1], of the matrices that are normalised."""
+    """Norm of every output row over its inputs, [..., out, 1], of the matrices that are
+    normalised."""
     if config.norm == "none":
         return {}
     return {
@@ -60,11 +61,12 @@ def inner_loop(
         beta: [R, N, H] momentum decays.
         state: consumed; its open chunk holds ``layout.start % C`` tokens.
         initial: F_0, {matrix: [H, out, in]}, for the norms that rows are scaled to.
-        layout: which slots hold tokens. ``layout.chunk``, if set, takes the place of ``config.chunk``.
+        layout: which slots hold tokens. ``layout.chunk``, if set, takes the place of
+        ``config.chunk``.
 
     Returns:
-        What was read, [R, N, H, d] in the dtype of ``q`` (0 in padding slots), and the state after the
-        call.
+        What was read, [R, N, H, d] in the dtype of ``q`` (0 in padding slots), and the state after
+        the call.
     """
     dtype = accumulation_dtype(q.dtype)
     chunk = layout.chunk or config.chunk
@@ -109,8 +111,8 @@ def _take(step: Round, *sequences: Tensor) -> list[Tensor]:
 
 
 def _scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig) -> Scales:
-    """The row scales of step 2: F' = F ||F_0|| / ||F||. Only internal normalisation needs them here:
-    after a post-update normalisation the stored weights *are* the normalised ones."""
+    """The row scales of step 2: F' = F ||F_0|| / ||F||. Only internal normalisation needs them
+    here: after a post-update normalisation the stored weights *are* the normalised ones."""
     if config.norm != "internal":
         return UNSCALED
     return _row_scales(weights, targets, config)
@@ -158,7 +160,8 @@ def _clip(gradient: Tensor, limit: float | None) -> Tensor:
     if limit is None:
         return gradient
     norm = torch.linalg.matrix_norm(gradient, keepdim=True)
-    # tau / max(norm, tau) rather than min(1, tau / norm): finite, also in its derivative, at norm 0.
+    # tau / max(norm, tau) rather than min(1, tau / norm): finite, also in its derivative, at norm
+    # 0.
     return gradient * (limit / norm.clamp_min(limit))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from allmem.config import MemoryConfig
 from allmem.memory.state import FastWeights
@@ -23,7 +23,7 @@ def naive_read(z: Tensor, weights: FastWeights, config: MemoryConfig) -> Tensor:
     if config.network == "swiglu":
         gate = torch.einsum("hoi,hni->hno", weights["gate"], z)
         up = torch.einsum("hoi,hni->hno", weights["up"], z)
-        hidden = functional.silu(gate) * up
+        hidden = F.silu(gate) * up
     y = torch.einsum("hoi,hni->hno", weights["down"], hidden)
     return z + y if config.residual else y
 
@@ -51,18 +51,12 @@ def naive_inner_loop(
     """
     rows = q.shape[0]
     lengths = torch.full((rows,), q.shape[1]) if lengths is None else lengths
-    results = [
-        _one_row(
-            *(x[r, : int(lengths[r])].transpose(0, 1) for x in (q, k, v, eta)),
-            beta[r, : int(lengths[r])].transpose(0, 1),
-            initial,
-            config,
-        )
-        for r in range(rows)
-    ]
+    results = []
+    for r, length in enumerate(lengths.tolist()):
+        q_r, k_r, v_r, eta_r, beta_r = (x[r, :length].transpose(0, 1) for x in (q, k, v, eta, beta))
+        results.append(_one_row(q_r, k_r, v_r, eta_r, beta_r, initial, config))
     padded = [
-        functional.pad(read, (0, 0, 0, q.shape[1] - read.shape[1])).transpose(0, 1)
-        for read, _, _ in results
+        F.pad(read, (0, 0, 0, q.shape[1] - read.shape[1])).transpose(0, 1) for read, _, _ in results
     ]
     return torch.stack(padded), [w for _, w, _ in results], [u for _, _, u in results]
 

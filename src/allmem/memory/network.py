@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from allmem.memory.state import FastWeights
 
@@ -21,8 +21,8 @@ __all__ = ["MemoryNetwork", "Scales"]
 
 Scales = Mapping[str, Tensor]
 """Row scales [R, H, out, 1] that turn stored weights into normalised ones: F' = scale * F. A matrix
-without an entry is used as it is. Kept apart from the weights, so that a single token need not write
-a whole normalised copy of them."""
+without an entry is used as it is. Kept apart from the weights, so that a single token need not
+write a whole normalised copy of them."""
 
 UNSCALED: Scales = {}
 
@@ -51,7 +51,7 @@ class MemoryNetwork:
         hidden = z
         if self.swiglu:
             gate = _forward(z, weights, scales, "gate")
-            hidden = functional.silu(gate) * _forward(z, weights, scales, "up")
+            hidden = F.silu(gate) * _forward(z, weights, scales, "up")
         y = _forward(hidden, weights, scales, "down")
         return z + y if self.residual else y
 

@@ -1,11 +1,12 @@
 """The projections around the memory: how they start from the attention's weights, and how many of
 their parameters are new.
 
-A memory head of size d stands beside one KV head of the attention and its group of query heads, each
-of size E. Its d slots are cut into tiles of E: a KV head is repeated on every tile, the query heads of
-the group are dealt out over the tiles, several on one tile are averaged, and one head is repeated
-where there are more tiles than heads. So slot s of a query and slot s of a key always stem from the
-same feature of their heads, and the memory starts with the similarities that the attention learned.
+A memory head of size d stands beside one KV head of the attention and its group of query heads,
+each of size E. Its d slots are cut into tiles of E: a KV head is repeated on every tile, the query
+heads of the group are dealt out over the tiles, several on one tile are averaged, and one head is
+repeated where there are more tiles than heads. So slot s of a query and slot s of a key always stem
+from the same feature of their heads, and the memory starts with the similarities that the attention
+learned.
 
 Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size, Q query heads, K KV
 heads, E their head size.
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from allmem.config import MemoryConfig
 from allmem.errors import AllMemError
@@ -49,8 +50,8 @@ class Features:
 
 
 class Laying:
-    """A sparse linear map between attention features and memory slots: every output is the mean of the
-    same small number of inputs (or nothing).
+    """A sparse linear map between attention features and memory slots: every output is the mean of
+    the same small number of inputs (or nothing).
 
     Called with [..., F] it gives [..., outputs]; ``matrix`` is the same map as a dense matrix.
     """
@@ -62,8 +63,8 @@ class Laying:
         self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def _tensors(self) -> tuple[Tensor, Tensor]:
-        """Inputs and weights of every output, [outputs, most]. Made on demand and on the CPU, since a
-        model may be constructed on the meta device."""
+        """Inputs and weights of every output, [outputs, most]. Made on demand and on the CPU, since
+        a model may be constructed on the meta device."""
         most = max(len(s) for s in self.sources)
         index = [s + [0] * (most - len(s)) for s in self.sources]
         weight = [
@@ -79,7 +80,8 @@ class Laying:
         return dense.scatter_add_(1, index, weight)
 
     def inverse(self) -> Laying:
-        """From slots back to features: a feature takes the mean of the slots that it was laid on."""
+        """From slots back to features: a feature takes the mean of the slots that it was laid
+        on."""
         back: list[list[int]] = [[] for _ in range(self.inputs)]
         for output, inputs in enumerate(self.sources):
             for i in inputs:
@@ -124,7 +126,8 @@ def lay_kv_heads(heads: int, head_dim: int, attention: AttentionWeights) -> Layi
 
 
 def _kv_group(head: int, heads: int, attention: AttentionWeights) -> list[int]:
-    """The KV heads that memory head ``head`` stands beside: one, unless there are fewer memory heads."""
+    """The KV heads that memory head ``head`` stands beside: one, unless there are fewer memory
+    heads."""
     if heads >= attention.kv_heads:
         return [head * attention.kv_heads // heads]
     return [c for c in range(attention.kv_heads) if c * heads // attention.kv_heads == head]
@@ -151,7 +154,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.empty(outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(functional.linear(x, self.down), self.up)
+        return F.linear(F.linear(x, self.down), self.up)
 
     @torch.no_grad()
     def start_at(self, matrix: Tensor | None) -> None:
@@ -170,15 +173,16 @@ class LowRank(nn.Module):
 class Projections(nn.Module):
     """q, k, v, gate and output projections of a memory unit, in one of three forms.
 
-    ``full``: trained matrices. ``lowrank``: trained products of rank r. ``shared``: the attention's own
-    frozen q, k, v (before RoPE) and output weights, each with a trained difference of rank r that
-    starts at zero. ``full`` and ``lowrank`` start from the attention's weights unless
+    ``full``: trained matrices. ``lowrank``: trained products of rank r. ``shared``: the attention's
+    own frozen q, k, v (before RoPE) and output weights, each with a trained difference of rank r
+    that starts at zero. ``full`` and ``lowrank`` start from the attention's weights unless
     ``config.start`` is ``random``.
     """
 
     def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
         super().__init__()
-        assert config.heads is not None and config.head_dim is not None
+        assert config.heads is not None
+        assert config.head_dim is not None
         self.kind = config.projections
         self.start = config.start
         inner = config.heads * config.head_dim
@@ -197,12 +201,11 @@ class Projections(nn.Module):
         self.k = projection(hidden_size, inner)
         self.v = projection(hidden_size, inner)
         self.o = projection(inner, hidden_size)
-        if config.gate:
-            self.g = projection(hidden_size, inner)
+        self.g = projection(hidden_size, inner) if config.gate else None
         self.lay_q = lay_query_heads(config.heads, config.head_dim, attention)
         self.lay_kv = lay_kv_heads(config.heads, config.head_dim, attention)
-        # The attention's output columns of the heads on a slot are summed, and a head that is repeated
-        # on several slots is shared out: the same value on all of them counts once.
+        # The attention's output columns of the heads on a slot are summed, and a head that is
+        # repeated on several slots is shared out: the same value on all of them counts once.
         self.spread = self.lay_q.inverse()
 
     @torch.no_grad()
@@ -216,11 +219,10 @@ class Projections(nn.Module):
                 module.start_at(start)
             elif start is not None:
                 module.weight.copy_(start)
-        if hasattr(self, "g"):
-            if isinstance(self.g, LowRank):
-                self.g.start_at(None)
-            else:
-                self.g.weight.zero_()
+        if isinstance(self.g, LowRank):
+            self.g.start_at(None)
+        elif isinstance(self.g, nn.Linear):
+            self.g.weight.zero_()
 
     def _from_attention(self, attention: AttentionWeights) -> dict[str, Tensor | None]:
         weights = (attention.q, attention.k, attention.v, attention.o)
@@ -259,12 +261,14 @@ class Projections(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """[R, N, H d], before the sigmoid."""
-        return self.g(x)
+        assert self.g is not None
+        gate: Tensor = self.g(x)
+        return gate
 
     def output(self, read: Tensor, features: Features | None) -> Tensor:
         """[R, N, H d] to [R, N, D]."""
-        y = self.o(read)
+        y: Tensor = self.o(read)
         if self.kind == "shared":
             assert features is not None, "shared projections need the attention's features"
-            y = y + functional.linear(self.spread(read), features.output)
+            y = y + F.linear(self.spread(read), features.output)
         return y

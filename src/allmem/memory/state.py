@@ -1,8 +1,8 @@
 """What one sequence leaves in the memory of one layer.
 
-An open chunk keeps no keys and values, only running sums (gradients at fixed weights add up), so the
-state's size does not depend on the chunk. How many tokens the open chunk holds is not stored: it is
-the number of tokens read so far, modulo the chunk.
+An open chunk keeps no keys and values, only running sums (gradients at fixed weights add up), so
+the state's size does not depend on the chunk. How many tokens the open chunk holds is not stored:
+it is the number of tokens read so far, modulo the chunk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ FastWeights = dict[str, Tensor]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for everything up to fp32, float64 for float64: the one dtype policy of the inner loop."""
+    """fp32 for everything up to fp32, float64 for float64: the one dtype policy of the inner
+    loop."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

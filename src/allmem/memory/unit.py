@@ -1,12 +1,13 @@
-"""MemoryUnit: everything of one layer's long-term memory that distillation trains, around the inner loop.
+"""MemoryUnit: everything of one layer's long-term memory that distillation trains, around the inner
+loop.
 
     q, k, v = conv(W_q x), conv(W_k x), conv(W_v x)
     q, k    = RMSNorm_head(SiLU(q)), RMSNorm_head(SiLU(k));  v = RMSNorm_head(v)
     eta     = softplus(W_eta x + b_eta) min(1, C_ref / C);   beta = sigmoid(W_beta x + b_beta)
     y       = W_o (RMSNorm_head(read) * 2 sigmoid(W_g x))
 
-(paper section 3.2). It knows no positions and nothing of the model around it: the channel-wise scale
-alpha belongs to the slot, ``allmem.mixers.layer``.
+(paper section 3.2). It knows no positions and nothing of the model around it: the channel-wise
+scale alpha belongs to the slot, ``allmem.mixers.layer``.
 
 Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size, h width, M matrices.
 """
@@ -17,7 +18,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
@@ -38,7 +39,8 @@ BETA_BIAS = -2.0
 
 
 class HeadNorm(nn.Module):
-    """RMSNorm over the last dimension with one learned scale per head, in fp32 (float64 for float64)."""
+    """RMSNorm over the last dimension with one learned scale per head, in fp32 (float64 for
+    float64)."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., H, d]."""
-        return functional.rms_norm(x, x.shape[-1:], eps=NORM_EPS) * self.weight.to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) * self.weight.to(x.dtype)
 
 
 class Rate(nn.Module):
@@ -60,7 +62,7 @@ class Rate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class MemoryUnit(nn.Module):
@@ -76,7 +78,9 @@ class MemoryUnit(nn.Module):
     def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
         super().__init__()
         heads, head_dim, width = config.heads, config.head_dim, config.width
-        assert heads is not None and head_dim is not None and width is not None
+        assert heads is not None
+        assert head_dim is not None
+        assert width is not None
         self.config = config
         self.hidden_size = hidden_size
         self.heads, self.head_dim, self.width = heads, head_dim, width
@@ -166,7 +170,8 @@ class MemoryUnit(nn.Module):
         Args:
             x: [R, N, D], the hidden states that enter the attention.
             state: consumed.
-            features: the attention's q, k, v before RoPE; only ``projections = "shared"`` reads them.
+            features: the attention's q, k, v before RoPE; only ``projections = "shared"`` reads
+            them.
 
         Returns:
             [R, N, D] (arbitrary but finite in padding slots) and the state after the call.
@@ -188,8 +193,8 @@ class MemoryUnit(nn.Module):
                 if tail is not None:
                     tails[name] = tail
         q, k, v = (self._split_heads(projected[name]) for name in ("q", "k", "v"))
-        q = self.q_norm(functional.silu(q))
-        k = self.k_norm(functional.silu(k))
+        q = self.q_norm(F.silu(q))
+        k = self.k_norm(F.silu(k))
         if self.config.normalize_values:
             v = self.v_norm(v)
         eta, beta = self.rates(x, layout.chunk)
@@ -202,13 +207,14 @@ class MemoryUnit(nn.Module):
         return self.projections.output(read, features), UnitState(memory, tails)
 
     def rates(self, x: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """The inner learning rates eta [R, N, H, M] and momentum decays beta [R, N, H] of every token.
+        """The inner learning rates eta [R, N, H, M] and momentum decays beta [R, N, H] of every
+        token.
 
         Args:
             chunk: C, if it is not the configured one; rates are scaled by min(1, C_ref / C).
         """
         scale = min(1.0, self.config.reference_chunk / (chunk or self.config.chunk))
-        eta = functional.softplus(self.eta(x)) * scale
+        eta = F.softplus(self.eta(x)) * scale
         eta = eta.unflatten(-1, (self.heads, -1))
         if not self.config.momentum:
             return eta, torch.zeros_like(eta[..., 0])

@@ -1,11 +1,13 @@
 """``window`` and ``full``: a pretrained attention under the mixer contract.
 
 The attention's own module does what it was trained to do (projections, q and k norms, RoPE, output
-projection); only the step in between, which query sees which key, is replaced, through transformers'
-``AttentionInterface``. So every decoder that follows its conventions works without a copy of its code.
+projection); only the step in between, which query sees which key, is replaced, through
+transformers' ``AttentionInterface``. So every decoder that follows its conventions works without a
+copy of its code.
 
-A query sees a sink as if it stood just before the window: for sink keys outside the window its rotary
-position is min(t, S + W - 1) (StreamingLLM's positions in the cache; paper section 3.2 names sinks).
+A query sees a sink as if it stood just before the window: for sink keys outside the window its
+rotary position is min(t, S + W - 1) (StreamingLLM's positions in the cache; paper section 3.2 names
+sinks).
 
 Letters: R rows, N slots, D hidden size, Q query heads, K KV heads, E head size.
 """
@@ -103,7 +105,8 @@ class AttentionMixer(Mixer):
             back = self.rotary.back_to_start(layout, q.dtype)
             q, k = rotate(q, back), rotate(k, back)
         q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))
-        return Features(q, k, v, self.core.o_proj.weight)
+        output: Any = self.core.o_proj
+        return Features(q, k, v, output.weight)
 
     def _projection_flops(self) -> int:
         """Per token: two for every weight of a matrix (norm scales have one dimension)."""
@@ -221,7 +224,8 @@ def _attend(
     """The attention function that a converted model's attention modules call."""
     if allmem_tap is None:
         raise AllMemError(
-            f"{type(module).__name__} was called without AllMem's state: call the AllMemForCausalLM "
+            f"{type(module).__name__} was called without AllMem's state: call the "
+            "AllMemForCausalLM "
             "around it, not the base model inside"
         )
     if softcap is not None or dropout:

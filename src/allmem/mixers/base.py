@@ -1,9 +1,9 @@
 """The contract that every token mixer fulfils, so that the same code can train, serve, measure and
 compare any of them.
 
-A mixer maps hidden states to hidden states and carries what it must remember in a ``State``. Prefill,
-continuation and decode are the same call with different numbers of tokens. Run-time state never lives
-on a module. ``conformance.py`` checks what a mixer's ``Capabilities`` promise.
+A mixer maps hidden states to hidden states and carries what it must remember in a ``State``.
+Prefill, continuation and decode are the same call with different numbers of tokens. Run-time state
+never lives on a module. ``conformance.py`` checks what a mixer's ``Capabilities`` promise.
 
 Letters: R rows, N slots of a call, D hidden size.
 """
@@ -56,8 +56,8 @@ class Mixer(nn.Module, ABC):
         """Mix the tokens of one call.
 
         Args:
-            x: [R, N, D]; row r's tokens are its first ``layout.lengths[r]`` slots, and padding slots
-                may hold anything.
+            x: [R, N, D]; row r's tokens are its first ``layout.lengths[r]`` slots, and padding
+                slots may hold anything.
             state: what the rows' earlier tokens left behind; consumed.
             layout: where the tokens stand, and with which window and chunk to read them.
             features: what the attention projected, for mixers that share its projections.

@@ -125,7 +125,9 @@ class MixerConformance:
             slots = int(count.max()) + 2
             index = (start[:, None] + torch.arange(slots)).clamp(max=30)
             now = x.gather(1, index[..., None].expand(-1, -1, self.hidden_size))
-            now = torch.where(torch.arange(slots)[None, :, None] < count[:, None, None], now, torch.nan)
+            now = torch.where(
+                torch.arange(slots)[None, :, None] < count[:, None, None], now, torch.nan
+            )
             layout = Layout.ragged(start, count, CPU, slots=slots)
             y, state = mixer(now, state, layout)
             pieces.append(y)
@@ -138,7 +140,9 @@ class MixerConformance:
             self._same(torch.cat(parts)[None], alone, f"row of {length} tokens beside longer ones")
         for y in pieces:
             if not bool(torch.isfinite(y).all()):
-                raise ConformanceError("padding slots that held NaN gave outputs that are not finite")
+                raise ConformanceError(
+                    "padding slots that held NaN gave outputs that are not finite"
+                )
 
     def test_packed_documents_do_not_see_each_other(self) -> None:
         mixer = self._mixer()
@@ -210,7 +214,8 @@ class MixerConformance:
             expected = mixer.state_bytes(length, DTYPE)
             if state.nbytes != expected:
                 raise ConformanceError(
-                    f"after {length} tokens the state has {state.nbytes} bytes, state_bytes says {expected}"
+                    f"after {length} tokens the state has {state.nbytes} bytes, state_bytes says "
+                    f"{expected}"
                 )
             sizes.add(state.nbytes)
         if mixer.capabilities.constant_state and len(sizes) > 1:
