@@ -1,7 +1,7 @@
 """Every architecture that the converter takes: the conversion changes nothing but what it says.
 
-Each property is checked for each base; the references are the base models themselves, with their own
-sliding-window machinery where they have one and an explicit mask where they have none.
+Each property is checked for each base. The references are the base models themselves, with their
+own sliding-window machinery where they have one and an explicit mask where they have none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tiny random models of every architecture under test, and the few calls that the tests share.
 
-All slow weights are drawn at random, alpha and the rates included, and so small a window, so few sinks
-and so short a chunk that a text of a few dozen tokens turns the ring over and closes many chunks.
+All slow weights are drawn at random, alpha and the rates included, and window, sinks and chunk are
+so small that a text of a few dozen tokens turns the ring over and closes many chunks.
 
 Letters: B batch, T tokens, V vocabulary.
 """
@@ -120,7 +120,7 @@ def randomise(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
 
 @torch.no_grad()
 def randomise_memory(model: AllMemForCausalLM, seed: int = 0, std: float = 0.2) -> None:
-    """Noise on every slow weight: alpha, taps, norms, rates, gates, projections, fast weights' start.
+    """Noise on every slow weight: alpha, taps, norms, rates, gates, projections, initial weights.
 
     The noise of a matrix is that of its fan-in, so that the memory stays of the size of its input.
     """

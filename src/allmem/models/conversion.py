@@ -64,7 +64,7 @@ def convert(
             ``allmem.mixers.expand_pattern``. A layer that was local already, with a window of at most
             W, keeps its own window and gets neither sinks nor memory.
         keep_full: layers, counted from 0, that keep their full attention.
-        memory: options of the ``allmem`` memory, ``chunk`` aside.
+        memory: options of the ``allmem`` memory; ``chunk`` takes the place of a ``MemoryConfig``'s.
         mixer_options: options of other mixers, by name.
         check: compare the logits of a few tokens before and after.
         load_options: passed to ``from_pretrained`` (``dtype``, ``device_map``, ``revision``).
@@ -107,16 +107,17 @@ def convert(
             f"{own_window(base_config, 0)}; choose a window below that for a memory to matter"
         )
     options = {name: dict(values) for name, values in (mixer_options or {}).items()}
+    for name in options:
+        memory_kind(name)
+        if name == "allmem" or name not in layers:
+            remedy = "memory=" if name == "allmem" else "a layer that is one"
+            raise AllMemError(f"mixer_options: {name!r} needs {remedy}; the layers are {layers}")
     if "allmem" in layers:
-        given = memory.to_dict() if isinstance(memory, MemoryConfig) else dict(memory or {})
-        if isinstance(memory, MemoryConfig) and chunk is None:
-            chunk = memory.chunk
-        given["chunk"] = chunk or given.get("chunk") or min(default_chunk, max(window // 2, 1))
-        check_chunk_fits_window(given["chunk"], window)
-        options["allmem"] = MemoryConfig.from_dict(given).to_dict()
-    elif all(memory_kind(name) is None for name in set(layers) - {LOCAL}) and memory is not None:
+        options["allmem"] = _memory_options(memory, chunk, window, default_chunk).to_dict()
+    elif memory is not None or chunk is not None:
         raise AllMemError(
-            f"memory options were given, but no layer has a memory: {sorted(set(layers))}"
+            "memory options or a chunk were given, but no layer has a memory that takes them: "
+            f"{sorted(set(layers))}"
         )
 
     config = AllMemConfig(
@@ -135,6 +136,26 @@ def convert(
     if before is not None and probe is not None:
         _check_same(base, before, _logits(converted, probe))
     return converted
+
+
+def _memory_options(
+    given: MemoryConfig | dict[str, Any] | None, chunk: int | None, window: int, default_chunk: int
+) -> MemoryConfig:
+    """The options of the ``allmem`` memory; a chunk of its own gives way to no other."""
+    if isinstance(given, MemoryConfig):
+        memory = given if chunk is None else given.replace(chunk=chunk)
+    else:
+        values = dict(given or {})
+        inner = values.setdefault("chunk", chunk)
+        if inner is None:
+            inner = values["chunk"] = min(default_chunk, max(window // 2, 1))
+        if chunk is not None and inner != chunk:
+            raise AllMemError(
+                f"chunk = {chunk}, but memory has chunk = {inner}; give one of the two"
+            )
+        memory = MemoryConfig.from_dict(values)
+    check_chunk_fits_window(memory.chunk, window)
+    return memory
 
 
 def _warn_beyond_training(config: PreTrainedConfig, window: WindowConfig) -> None:

@@ -35,7 +35,7 @@ from allmem.models.structure import (
     own_window,
 )
 
-__all__ = ["AllMemForCausalLM", "MixedAttention"]
+__all__ = ["AllMemForCausalLM", "MixedAttention", "route_attention"]
 
 READ_BLOCK = 2048
 """Without gradients, longer inputs are read in blocks of this many slots, so that activations do not
@@ -120,42 +120,45 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         self.base = base
         self._no_split_modules = base._no_split_modules
         self._install_mixers()
-        _route_attention(base)
+        route_attention(base)
         self.cache_key = config_key(config)
         self.post_init()
         self.generation_config = base.generation_config
 
     def _install_mixers(self) -> None:
-        """Replace every layer's ``self_attn``."""
-        config = self.config
-        base_config = config.text_config
-        shape = attention_shape(base_config)
-        window = config.window_config
-        for i, layer in enumerate(decoder_layers(self.base)):
-            core = layer.self_attn
-            name = config.layers[i]
-            rotary = layer_rotary(self.base, core, i, window)
-            own = own_window(base_config, i)
-            attention: AttentionMixer
-            if name == LOCAL:
-                local = WindowConfig(own or window.window)
-                attention = WindowMixer(core, shape, rotary, local, fixed=True)
-            elif name == "full":
-                attention = FullMixer(core, shape, rotary)
-            else:
-                attention = WindowMixer(core, shape, rotary, window)
-            kind = None if name == LOCAL else memory_kind(name)
-            memory = None
-            if kind is not None:
-                memory = kind.build(
-                    shape.hidden_size, config.options_of(name), attention_weights(core, shape)
-                )
-            mixed = MixedAttention(i, attention, memory, own)
-            weight = core.o_proj.weight
-            if not weight.is_meta:
-                _place(mixed, weight.device, weight.dtype, self._keep_in_fp32_modules_strict)
-            mixed.train(core.training)
+        """Replace every layer's ``self_attn``: all or, if one cannot be, none."""
+        layers = decoder_layers(self.base)
+        mixers = [self._mixer_around(i, layer.self_attn) for i, layer in enumerate(layers)]
+        for layer, mixed in zip(layers, mixers, strict=True):
             layer.self_attn = mixed
+
+    def _mixer_around(self, layer: int, core: nn.Module) -> MixedAttention:
+        """What stands in the place of a decoder layer's attention, around it."""
+        config = self.config
+        name = config.layers[layer]
+        shape = attention_shape(config.text_config)
+        window = config.window_config
+        rotary = layer_rotary(self.base, core, layer, window)
+        own = own_window(config.text_config, layer)
+        attention: AttentionMixer
+        if name == LOCAL:
+            local = WindowConfig(own or window.window)
+            attention = WindowMixer(core, shape, rotary, local, fixed=True)
+        elif name == "full":
+            attention = FullMixer(core, shape, rotary)
+        else:
+            attention = WindowMixer(core, shape, rotary, window)
+        kind = None if name == LOCAL else memory_kind(name)
+        memory = None
+        if kind is not None:
+            memory = kind.build(
+                shape.hidden_size, config.options_of(name), attention_weights(core, shape)
+            )
+        mixed = MixedAttention(layer, attention, memory, own)
+        weight = core.o_proj.weight
+        if not weight.is_meta:
+            _place(mixed, weight.device, weight.dtype, self._keep_in_fp32_modules_strict)
+        return mixed.train(core.training)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the base model and the mixers set their own starting values when they are built."""
@@ -400,7 +403,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         return super().generate(inputs, **kwargs)
 
 
-def _route_attention(base: PreTrainedModel) -> None:
+def route_attention(base: PreTrainedModel) -> None:
     """Let the attention modules call ours: on a copy of the configuration, since the caller may build
     other models from the same object."""
     shared, own = base.config, copy.deepcopy(base.config)

@@ -17,6 +17,7 @@ from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.memory.projections import AttentionWeights
 from allmem.mixers.attention import AttentionShape
+from allmem.mixers.layer import LayerMixer
 
 __all__ = [
     "attention_shape",
@@ -47,12 +48,18 @@ def check_supported(model: PreTrainedModel) -> None:
         raise _cannot(model, "it has no language-model head; load it with AutoModelForCausalLM")
     if not getattr(type(model), "_supports_attention_backend", False):
         raise _cannot(model, "its attention does not go through transformers' AttentionInterface")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise _cannot(model, "its attention is bidirectional")
+    if getattr(config, "attention_chunk_size", None):
+        raise _cannot(model, "its attention is local to fixed chunks (attention_chunk_size)")
     for layer in decoder_layers(model):
         attention = getattr(layer, "self_attn", None)
         if attention is None:
             raise _cannot(
                 model, "a decoder layer has no self_attn (it may mix tokens in another way)"
             )
+        if isinstance(attention, LayerMixer):
+            raise _cannot(model, "it was converted already; use what convert returned")
         if not hasattr(attention, "o_proj"):
             raise _cannot(model, f"{type(attention).__name__} has no o_proj")
         for name in ("attn_logit_softcapping", "logit_cap"):
@@ -64,10 +71,6 @@ def check_supported(model: PreTrainedModel) -> None:
             raise _cannot(
                 model, "its attention has learned sink logits, which the window does not compute"
             )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise _cannot(model, "its attention is bidirectional")
-    if getattr(config, "attention_chunk_size", None):
-        raise _cannot(model, "its attention is local to fixed chunks (attention_chunk_size)")
     if getattr(model.base_model, "rotary_emb", None) is None:
         raise _cannot(model, "it has no rotary positions, which re-positioned sinks need")
 
