@@ -46,11 +46,22 @@ def growth(tokens: int, mode: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+
+
+@linux
 def test_forward_needs_its_output_and_little_else() -> None:
-    # The output exists twice for a moment: in blocks and joined. All else that a call of 64k tokens
-    # takes is what one block takes, as in a call of 8k: 1.2 times, and 2 MiB of the allocator's.
+    # All else that a call of 64k tokens takes is what one block takes, as in a call of 8k: 1.2
+    # times that, and 2 MiB of the allocator's. The weights of all blocks would be 640 MiB.
     def beyond_output(tokens: int) -> int:
-        return growth(tokens, "forward") - 2 * tokens * 4 * 16 * 4
+        return growth(tokens, "forward") - tokens * 4 * 16 * 4
 
     assert beyond_output(65536) < 1.2 * max(beyond_output(8192), 0) + 2 * MIB
+
+
+@linux
+def test_backward_needs_what_has_the_size_of_its_inputs() -> None:
+    # The output and its gradient, and gradients of q, q_sink (4 heads), k and v (1 head).
+    tokens = 16384
+    linear = tokens * (4 * 4 + 2 * 1) * 16 * 4
+    assert growth(tokens, "backward") < 1.2 * linear + 4 * MIB

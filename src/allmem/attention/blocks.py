@@ -12,13 +12,14 @@ values, S sinks, W window, B queries of a block, L keys in its reach, H tokens o
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
@@ -29,17 +30,17 @@ __all__ = ["BLOCK", "full_attention", "window_attention"]
 BLOCK = 128
 """Queries of a block: B.
 
-Measured on one core with AVX512-BF16, milliseconds for 4096 queries with 9 query and 3 KV heads of
-64, W = 512, S = 4, forward / forward and backward:
+Measured on one core with AVX512-BF16, in milliseconds, for 4096 queries with 9 query and 3 KV heads
+of 64, W = 512, S = 4, forward / forward and backward:
 
-    B                     64           128          256
-    fp32              94 / 755     98 / 447    123 / 587
-    bf16              64 / 369     60 / 278     66 / 262
+    B             64          128          256
+    fp32    108 / 342    111 / 380    143 / 499
+    bf16     68 / 253     66 / 240    102 / 460
 
-With W = 4096, S = 128 and heads of 128 the three are within a tenth of one another. The fused
-``scaled_dot_product_attention``, where the sinks entered as one more key that carried their
-logsumexp (doubled features cost twice the products), took, at its best B = 256,
-129 / 610 in fp32 and 138 / 595 in bf16.
+With W = 4096, S = 128 and heads of 128: 1.24, 1.21 and 1.33 s forward in fp32. torch's fused
+scaled_dot_product_attention, on blocks of 256, the best for it, took 129 / 610 in fp32 and 138 / 595
+in bf16. There the sinks were one more key that carried their logsumexp: features of their own for
+the sinks' queries double the products.
 """
 
 
@@ -56,25 +57,15 @@ def window_attention(
 ) -> tuple[Tensor, RingState]:
     """As ``allmem.attention.window_attention``."""
     reach = min(window.window - 1, int(layout.start.max()))  # H
-    old_k, old_v = state.history(reach, layout, window)
-    keys, values = _Pieces(old_k.to(k.dtype), k), _Pieces(old_v.to(v.dtype), v)
-    masks = _Masks(layout, window, q.dtype)
-    if masks.any_sink_left(q.shape[2]):
-        sink_k, sink_v = (x.to(k.dtype) for x in state.sinks(k, v, layout, window))
-
-    out = []
-    for first in range(0, q.shape[2], BLOCK):
-        last = min(first + BLOCK, q.shape[2])
-        lowest = max(first - window.window + 1, -reach)
-        reached = keys.from_slot(lowest, last), values.from_slot(lowest, last)
-        block_q = q[:, :, first:last]
-        if masks.any_sink_left(last):
-            bias = masks.sinks_and_band(first, last, lowest)
-            block_q_sink = block_q if q_sink is None else q_sink[:, :, first:last]
-            out.append(_attend(bias, scale, block_q, *reached, (block_q_sink, sink_k, sink_v)))
-        else:
-            out.append(_attend(masks.band(first, last, lowest), scale, block_q, *reached))
-    return torch.cat(out, 2), state.write(k, v, layout, window)
+    old = [x.to(k.dtype) for x in state.history(reach, layout, window)]
+    plan = _Plan(layout, window, q.dtype, q.shape[2], reach)
+    if plan.any_sink_left(q.shape[2]):
+        sinks = [x.to(k.dtype) for x in state.sinks(k, v, layout, window)]
+    else:
+        sinks = [k[:, :, :0], v[:, :, :0]]
+    q_sink = q if q_sink is None else q_sink
+    out: Tensor = _Blockwise.apply(plan, scale, q, q_sink, *sinks, *old, k, v)
+    return out, state.write(k, v, layout, window)
 
 
 def full_attention(
@@ -96,40 +87,27 @@ def full_attention(
     return torch.cat(out, 2), state
 
 
-class _Pieces:
-    """History and new tokens, cut at the block borders; slots before the call count from -H.
+class _Plan:
+    """The blocks of a call, and which keys each query of a block sees."""
 
-    The backward pass of a slice fills a tensor as large as the whole. Cutting once and joining the
-    pieces that a block needs keeps the backward pass linear.
-    """
-
-    def __init__(self, history: Tensor, new: Tensor) -> None:
-        self.history = history
-        self.blocks = new.split(BLOCK, 2)
-
-    def from_slot(self, lowest: int, last: int) -> list[Tensor]:
-        """Pieces that cover the slots ``lowest ... last - 1``, in order; ``last`` ends a block."""
-        pieces = []
-        if lowest < 0:
-            pieces.append(self.history[:, :, self.history.shape[2] + lowest :])
-        begin = max(lowest, 0) // BLOCK
-        pieces += self.blocks[begin : -(-last // BLOCK)]
-        skip = max(lowest, 0) - begin * BLOCK
-        if skip:
-            pieces[0] = pieces[0][:, :, skip:]
-        return pieces
-
-
-class _Masks:
-    """What a block adds to its scores: 0 where a query sees a key, else minus infinity."""
-
-    def __init__(self, layout: Layout, window: WindowConfig, dtype: torch.dtype) -> None:
-        self.S, self.W = window.sinks, window.window
+    def __init__(
+        self, layout: Layout, window: WindowConfig, dtype: torch.dtype, N: int, reach: int
+    ) -> None:
+        self.S, self.W, self.N, self.reach = window.sinks, window.window, N, reach
         self.dtype, self.device = dtype, layout.device
         self.least, self.most = int(layout.start.min()), int(layout.start.max())
         self.start = layout.start_on_device[: 1 if layout.aligned else None, None, None, None]
         # Far from the beginning of a document all blocks look alike, and all rows.
         self.alike: dict[tuple[int, int, bool], Tensor] = {}
+
+    def blocks(self) -> Iterator[_Block]:
+        for first in range(0, self.N, BLOCK):
+            last = min(first + BLOCK, self.N)
+            lowest = max(first - self.W + 1, -self.reach)
+            if self.any_sink_left(last):
+                yield _Block(first, last, lowest, self.S, self.sinks_and_band(first, last, lowest))
+            else:
+                yield _Block(first, last, lowest, 0, self.band(first, last, lowest))
 
     def any_sink_left(self, last: int) -> bool:
         """Whether the window of a query before slot ``last`` has left a sink behind, in any row."""
@@ -180,46 +158,117 @@ class _Masks:
         return torch.arange(first, last, device=self.device)
 
 
-def _attend(
-    bias: Tensor,
-    scale: float,
-    q: Tensor,
-    keys: list[Tensor],
-    values: list[Tensor],
-    sinks: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> Tensor:
-    """One block: q [R, Q, B, E], pieces of [R, K, L, E] and [R, K, L, Ev]: [R, Q, B, Ev].
+@dataclass
+class _Block:
+    """Queries [first, last) and the keys in their reach, by slot; history counts from -H to -1."""
 
-    ``sinks`` are q_sink [R, Q, B, E], their keys [R, K, S, E] and values [R, K, S, Ev].
+    first: int
+    last: int
+    lowest: int
+    """Slot of the first key in reach."""
+    sinks: int
+    """S, or 0 where the window of no query has left a sink."""
+    bias: Tensor
+    """[1 or R, 1, B, sinks + L]: 0 where a query sees a key, else minus infinity."""
 
-    The backward pass computes the block anew: its scores, and the joined copy of the keys, of which
-    every key is part in (W + B) / B blocks, would be far larger than its inputs.
+    def queries(self, x: Tensor, kv_heads: int) -> Tensor:
+        """x [R, Q, N, ?] by the KV head that they share: [R, K, G * B, ?]."""
+        return x[:, :, self.first : self.last].unflatten(1, (kv_heads, -1)).flatten(2, 3)
+
+    def put_queries(self, x: Tensor, values: Tensor) -> None:
+        """The reverse: values [R, K, G * B, ?] into x [R, Q, N, ?]."""
+        B = self.last - self.first
+        x[:, :, self.first : self.last] = values.unflatten(2, (-1, B)).flatten(1, 2)
+
+    def keys(self, sinks: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """Of sinks [R, K, S, ?], history [R, K, H, ?] and [R, K, N, ?]: [R, K, sinks + L, ?]."""
+        # A copy even of one part: bf16 products of a slice take twice as long on a CPU.
+        return torch.cat(self._parts(sinks, old, new), 2)
+
+    def add_keys(self, sinks: Tensor, old: Tensor, new: Tensor, values: Tensor) -> None:
+        """The reverse: adds values [R, K, sinks + L, ?] to the three."""
+        parts = self._parts(sinks, old, new)
+        pieces = values.split([part.shape[2] for part in parts], 2)
+        for part, piece in zip(parts, pieces, strict=True):
+            part += piece
+
+    def _parts(self, sinks: Tensor, old: Tensor, new: Tensor) -> list[Tensor]:
+        parts = [new[:, :, max(self.lowest, 0) : self.last]]
+        if self.lowest < 0:
+            parts.insert(0, old[:, :, old.shape[2] + self.lowest :])
+        if self.sinks:
+            parts.insert(0, sinks)
+        return parts
+
+    def weights(self, scale: float, q: Tensor, q_sink: Tensor, keys: Tensor) -> Tensor:
+        """Softmax of the scores of ``keys``: [R, K, G * B, sinks + L]."""
+        K, S = keys.shape[1], self.sinks
+        scores = (self.queries(q, K) * scale) @ keys[:, :, S:].mT
+        if S:
+            left = (self.queries(q_sink, K) * scale) @ keys[:, :, :S].mT
+            scores = torch.cat([left, scores], -1)
+        scores.unflatten(2, (-1, self.last - self.first)).add_(self.bias[:, :, None])
+        return torch.softmax(scores, -1)
+
+
+class _Blockwise(torch.autograd.Function):
+    """All blocks of a call; the backward pass computes the weights anew, as FlashAttention's does.
+
+    One function, because the alternatives cost memory: autograd would keep the weights of every
+    block, and checkpoints of single blocks leave small gradients strewn between large temporaries,
+    so that the heap grew by 295 MiB instead of 25 MiB for 32k tokens.
     """
-    tensors = (q, *keys, *values, *(sinks or ()))
-    compute = partial(_softmax_average, bias, scale, len(keys))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        result: Any = checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
-        return result
-    return compute(*tensors)
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: _Plan,
+        scale: float,
+        q: Tensor,
+        q_sink: Tensor,
+        k_sink: Tensor,
+        v_sink: Tensor,
+        k_old: Tensor,
+        v_old: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        out = v.new_empty(*q.shape[:3], v.shape[3])
+        for block in plan.blocks():
+            weights = block.weights(scale, q, q_sink, block.keys(k_sink, k_old, k))
+            block.put_queries(out, weights @ block.keys(v_sink, v_old, v))
+        ctx.save_for_backward(q, q_sink, k_sink, v_sink, k_old, v_old, k, v, out)
+        ctx.plan, ctx.scale = plan, scale
+        return out
 
-def _softmax_average(bias: Tensor, scale: float, pieces: int, q: Tensor, *rest: Tensor) -> Tensor:
-    """``_attend`` on tensors in a row, as a checkpoint takes them."""
-    keys, values, sinks = rest[:pieces], rest[pieces : 2 * pieces], rest[2 * pieces :]
-    K, B = keys[0].shape[1], q.shape[2]
-    scores = _grouped(q, K, scale) @ torch.cat(keys, 2).mT  # [R, K, G * B, L]
-    if sinks:
-        q_sink, k_sink, v_sink = sinks
-        scores = torch.cat([_grouped(q_sink, K, scale) @ k_sink.mT, scores], -1)
-        values = (v_sink, *values)
-    scores.unflatten(2, (-1, B)).add_(bias[:, :, None])
-    weights = torch.softmax(scores, -1)
-    return (weights @ torch.cat(values, 2)).unflatten(2, (-1, B)).flatten(1, 2)
-
-
-def _grouped(q: Tensor, kv_heads: int, scale: float) -> Tensor:
-    """Scaled queries [R, Q, B, E] by the KV head that they share: [R, K, G * B, E]."""
-    return (q * scale).unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, q_sink, k_sink, v_sink, k_old, v_old, k, v, out = ctx.saved_tensors
+        scale, K = ctx.scale, k.shape[1]
+        # A key collects from (W + B) / B blocks, a sink from all.
+        wide = torch.promote_types(k.dtype, torch.float32)
+        to_keys = [torch.zeros_like(x, dtype=wide) for x in (k_sink, k_old, k)]
+        to_values = [torch.zeros_like(x, dtype=wide) for x in (v_sink, v_old, v)]
+        to_q, to_q_sink = torch.empty_like(q), torch.zeros_like(q_sink)
+        for block in ctx.plan.blocks():
+            keys, values = block.keys(k_sink, k_old, k), block.keys(v_sink, v_old, v)
+            S = block.sinks
+            block_grad = block.queries(grad, K)
+            weights = block.weights(scale, q, q_sink, keys)
+            block.add_keys(*to_values, weights.mT @ block_grad)
+            # Through the softmax: d scores = weights * (d weights - sum of weights * d weights).
+            mean = (block_grad.to(wide) * block.queries(out, K)).sum(-1, keepdim=True)
+            to_scores = (block_grad @ values.mT).sub_(mean).mul_(weights).mul_(scale)
+            block.put_queries(to_q, to_scores[..., S:] @ keys[:, :, S:])
+            to_block_keys = to_scores[..., S:].mT @ block.queries(q, K)
+            if S:
+                block.put_queries(to_q_sink, to_scores[..., :S] @ keys[:, :, :S])
+                to_sinks = to_scores[..., :S].mT @ block.queries(q_sink, K)
+                to_block_keys = torch.cat([to_sinks, to_block_keys], 2)
+            block.add_keys(*to_keys, to_block_keys)
+        pairs = [x.to(k.dtype) for pair in zip(to_keys, to_values, strict=True) for x in pair]
+        return None, None, to_q, to_q_sink, *pairs
 
 
 def _sdpa(
