@@ -17,7 +17,7 @@ from torch import Tensor
 
 from allmem.errors import AllMemError
 
-__all__ = ["State"]
+__all__ = ["State", "may_write"]
 
 
 class State:
@@ -84,3 +84,12 @@ class State:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+
+def may_write(tensor: Tensor) -> bool:
+    """Whether a forward call may write into a tensor of the state that it consumes: not where
+    autograd needs the old values, nor where the tensor was born in an inference mode that has
+    ended."""
+    if torch.is_grad_enabled():
+        return False
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()

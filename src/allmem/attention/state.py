@@ -19,7 +19,7 @@ from torch import Tensor
 
 from allmem.config import WindowConfig
 from allmem.layout import Layout
-from allmem.state import State
+from allmem.state import State, may_write
 
 __all__ = ["GrowingState", "RingState", "ring_slots"]
 
@@ -106,7 +106,7 @@ class RingState(State):
         arrives &= (slot < S) | (position >= S)
         keys = _merge(self.keys, k, position - start, arrives)
         values = _merge(self.values, v, position - start, arrives)
-        if _must_copy(self.keys):
+        if not may_write(self.keys):
             return RingState(keys, values)
         self.keys.copy_(keys)
         self.values.copy_(values)
@@ -117,7 +117,7 @@ class RingState(State):
         slot = ring_slots(layout.start_on_device, window)
         row = torch.arange(layout.rows, device=layout.device)
         keep = None if layout.full else ~layout.valid[:, :, None]  # [R, 1, 1]
-        state = self.clone() if _must_copy(self.keys) else self
+        state = self if may_write(self.keys) else self.clone()
         for kept, new in ((state.keys, k), (state.values, v)):
             token = new[:, :, 0].to(kept.dtype)  # [R, K, E]
             if keep is not None:
@@ -186,8 +186,3 @@ def _merge(old: Tensor, new: Tensor, source: Tensor, arrives: Tensor) -> Tensor:
     """old [R, K, L, E], with new [R, K, N, E] at ``source`` where ``arrives``, both [R or 1, L]."""
     taken = _take(new, source.clamp(0, new.shape[2] - 1)).to(old.dtype)
     return torch.where(arrives[:, None, :, None], taken, old)
-
-
-def _must_copy(x: Tensor) -> bool:
-    # An inference tensor cannot be written outside inference mode, gradients or not.
-    return torch.is_grad_enabled() or (x.is_inference() and not torch.is_inference_mode_enabled())

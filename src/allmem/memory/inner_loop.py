@@ -15,6 +15,7 @@ from allmem.config import MemoryConfig
 from allmem.layout import Layout, Round
 from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
+from allmem.state import may_write
 
 __all__ = ["inner_loop", "network_of", "row_norms"]
 
@@ -132,6 +133,11 @@ def _accumulate(
 ) -> MemoryState:
     """Add a round to the running sums of the open chunks (which are zero where a chunk begins)."""
     if not all_open:
+        if may_write(state.beta):
+            for name, g in gradient.items():
+                state.gradient[name].add_(g)
+            state.beta.add_(beta)
+            return state
         gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
         beta = state.beta + beta
     return MemoryState(state.weights, state.momentum, gradient, beta)

@@ -13,8 +13,19 @@ from allmem.mixers.registry import expand_pattern, memory_kind
 
 __all__ = ["LOCAL", "AllMemConfig"]
 
+BASE_SIZES = (
+    "head_dim",
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
+"""Attributes that a converted model shares with its base. Not the trained length: it no longer
+limits what the model can read."""
 LOCAL = "local"
-"""A layer that was local before conversion and keeps its own window: see ``AllMemConfig.layers``."""
+"""A layer that was local before conversion and keeps its own window: see
+``AllMemConfig.layers``."""
 
 
 class AllMemConfig(PreTrainedConfig):
@@ -23,9 +34,10 @@ class AllMemConfig(PreTrainedConfig):
     Args:
         text_config: the base model's configuration (the name that transformers looks for).
         window, sinks: W and S of the converted layers.
-        layers: one mixer name per decoder layer: ``allmem`` or another memory, ``window``, ``full``, or
-            ``local`` for a layer that was local before, with a window no larger than W: it keeps its
-            own window, gets no sinks and no memory, since its attention never saw further.
+        layers: one mixer name per decoder layer: ``allmem`` or another memory, ``window``,
+            ``full``, or ``local`` for a layer that was local before, with a window no larger than
+            W: it keeps its own window, gets no sinks and no memory, since its attention never saw
+            further.
         mixer_options: options by mixer name; ``{"allmem": MemoryConfig(...).to_dict()}``.
         base_source: where the base came from, for information.
 
@@ -77,6 +89,12 @@ class AllMemConfig(PreTrainedConfig):
             if isinstance(options, MemoryConfig):
                 check_chunk_fits_window(options.chunk, window.window)
 
+    def __getattr__(self, name: str) -> Any:
+        """The base model's sizes, for tools that look for them here."""
+        if name in BASE_SIZES and "text_config" in self.__dict__:
+            return getattr(self.text_config, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def window_config(self) -> WindowConfig:
         """W and S, validated."""
@@ -89,7 +107,8 @@ class AllMemConfig(PreTrainedConfig):
         return None if options is None or "allmem" not in (self.layers or []) else options["chunk"]
 
     def options_of(self, mixer: str) -> Any:
-        """The validated options of a memory by its mixer's name; ``None`` for a layer without one."""
+        """The validated options of a memory by its mixer's name; ``None`` for a layer without
+        one."""
         kind = None if mixer == LOCAL else memory_kind(mixer)
         return None if kind is None else kind.config.from_dict((self.mixer_options or {})[mixer])
 
