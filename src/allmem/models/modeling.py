@@ -417,6 +417,10 @@ def _place(
     mixed: MixedAttention, device: torch.device, dtype: torch.dtype, keep: tuple[str, ...]
 ) -> None:
     """Move a layer's new weights beside its old ones; those in ``keep`` stay in fp32 at least."""
+    if mixed.memory is not None:
+        for module in mixed.memory.modules():
+            # Else the base model's `_init_weights` would draw our linear maps anew.
+            module._is_hf_initialized = True
     for name, parameter in mixed.named_parameters():
         if name.startswith("attention."):
             continue
