@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -20,7 +23,7 @@ SPLITS = {
 
 @pytest.mark.parametrize("splits", SPLITS.values(), ids=SPLITS)
 @pytest.mark.parametrize(
-    "window", [(9, 0), (9, 4), (140, 2), (400, 130)], ids="W{0[0]}-S{0[1]}".format
+    "window", [(9, 0), (9, 4), (130, 2), (299, 1), (400, 130)], ids="W{0[0]}-S{0[1]}".format
 )
 def test_window_equals_naive(window: tuple[int, int], splits: list[list[int]]) -> None:
     text = Text.random(torch.tensor(splits).sum(0).tolist(), 3, 1)
@@ -61,3 +64,14 @@ def test_tiles_cover_what_is_visible(window: int, starts: list[int]) -> None:
         exact_some, exact_all = tiles(exact)
         assert torch.equal(some, exact_some), name
         assert torch.equal(all_, exact_all), name
+
+
+def test_layers_share_a_mask_and_a_layout_takes_it_along() -> None:
+    layout = Layout.dense(0, 1, 200, CPU)
+    mask = flex._window_mask(layout, 200, 0, 9)
+    assert flex._window_mask(layout, 200, 0, 9) is mask
+    assert flex._window_mask(layout, 200, 0, 8) is not mask
+    kept = weakref.ref(mask)
+    del mask, layout
+    gc.collect()
+    assert kept() is None

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allmem.attention import GrowingState, blocks
+from allmem.attention import GrowingState, blocks, full_attention
+from allmem.layout import Layout
 from tests.attention.calls import CPU, SCALE, Text, assert_close, feed, gradients, token_by_token
 
 
@@ -63,3 +64,16 @@ def test_a_state_keeps_its_dtype() -> None:
     out, state = feed(text, None, [[2, 4], [7, 0]], state=state)
     assert out.dtype == torch.float64
     assert state.keys.dtype == torch.float32
+
+
+@pytest.mark.parametrize("count", [1, 6], ids="N{}".format)
+@pytest.mark.parametrize("backend", ["blocks", "flex", "naive"])
+def test_a_row_continues_when_longer_ones_have_left_the_batch(backend: str, count: int) -> None:
+    text = Text.random([5 + count, 20])
+    expected, _ = feed(text, None, backend="naive")
+    _, state = feed(text, None, [[5, 20]])
+    row = state.select(torch.tensor([0]))
+    layout = Layout.dense(5, 1, count, CPU)
+    q, _, k, v = (x[:1, :, 5 : 5 + count] for x in text.leaves)
+    out, _ = full_attention(q, k, v, row, layout, scale=SCALE, backend=backend)
+    assert_close(out, expected[:1, :, 5 : 5 + count])

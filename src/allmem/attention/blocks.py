@@ -38,9 +38,9 @@ of 64, W = 512, S = 4, forward / forward and backward:
     bf16     68 / 253     66 / 240    102 / 460
 
 With W = 4096, S = 128 and heads of 128: 1.24, 1.21 and 1.33 s forward in fp32. torch's fused
-scaled_dot_product_attention, on blocks of 256, the best for it, took 129 / 610 in fp32 and 138 / 595
-in bf16. There the sinks were one more key that carried their logsumexp: features of their own for
-the sinks' queries double the products.
+scaled_dot_product_attention, on blocks of 256, the best for it, took 129 / 610 in fp32 and
+138 / 595 in bf16, with checkpoints. There the sinks were one more key that carried their logsumexp, since
+features of their own for the sinks' queries double the products.
 """
 
 
@@ -73,13 +73,15 @@ def full_attention(
 ) -> tuple[Tensor, GrowingState]:
     """As ``allmem.attention.full_attention``."""
     state = state.append(k, v, layout)
-    keys, values = state.keys.to(k.dtype), state.values.to(v.dtype)
+    # A state may be longer than its rows: the longest was dropped from the batch.
+    end = int(layout.end.max())
+    keys, values = (x[:, :, :end].to(k.dtype) for x in (state.keys, state.values))
     if layout.aligned and (int(layout.start[0]) == 0 or q.shape[2] == 1):
         return _sdpa(q, keys, values, None, scale, causal=q.shape[2] > 1), state
     out = []
     for first in range(0, q.shape[2], BLOCK):
         last = min(first + BLOCK, q.shape[2])
-        seen = min(int(layout.start.max()) + last, keys.shape[2])
+        seen = min(int(layout.start.max()) + last, end)
         t = layout.positions[: 1 if layout.aligned else None, None, first:last, None]
         mask = torch.arange(seen, device=q.device) <= t  # [R or 1, 1, B, seen]
         block = q[:, :, first:last], keys[:, :, :seen], values[:, :, :seen]

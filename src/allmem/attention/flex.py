@@ -17,6 +17,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,21 @@ def full_attention(
     return _attend(q, keys, values, mask, scale)[0], state
 
 
+def _once_per_layout(make: Callable[..., BlockMask]) -> Callable[..., BlockMask]:
+    """Layers share a layout and so their masks; a layout takes its masks along when it goes."""
+    made: WeakKeyDictionary[Layout, dict[tuple[int, ...], BlockMask]] = WeakKeyDictionary()
+
+    @functools.wraps(make)
+    def once(layout: Layout, *sizes: int) -> BlockMask:
+        masks = made.setdefault(layout, {})
+        if sizes not in masks:
+            masks[sizes] = make(layout, *sizes)
+        return masks[sizes]
+
+    return once
+
+
+@_once_per_layout
 def _window_mask(layout: Layout, N: int, H: int, W: int) -> BlockMask:
     """Queries [N] over keys [H + N]: the last W tokens that the row has."""
     start = layout.start_on_device
@@ -113,6 +129,7 @@ def _window_mask(layout: Layout, N: int, H: int, W: int) -> BlockMask:
     return _block_mask(some, all_, visible, (_padded(N), _padded(H + N)))
 
 
+@_once_per_layout
 def _left_sinks_mask(layout: Layout, N: int, S: int, W: int) -> BlockMask:
     """Queries [N] over keys [S]: the sinks that have left the window."""
     start = layout.start_on_device
@@ -128,6 +145,7 @@ def _left_sinks_mask(layout: Layout, N: int, S: int, W: int) -> BlockMask:
     return _block_mask(some, all_, visible, (_padded(N), _padded(S)))
 
 
+@_once_per_layout
 def _causal_mask(layout: Layout, N: int, M: int) -> BlockMask:
     """Queries [N] over keys [M] that lie at their positions."""
     start = layout.start_on_device
