@@ -8,6 +8,7 @@ The base model stays as transformers wrote it; each decoder layer's ``self_attn`
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ from allmem.models.structure import (
     own_window,
 )
 
-__all__ = ["AllMemForCausalLM", "MixedAttention", "route_attention"]
+__all__ = ["AllMemForCausalLM", "MixedAttention", "Observer", "route_attention"]
 
 READ_BLOCK = 2048
 """Without gradients, longer inputs are read in blocks of this many slots, so that activations do not
@@ -50,6 +51,7 @@ class _Call:
     before: list[LayerState]
     after: list[LayerState]
     full_attention: bool
+    observe: Observer | None = None
 
 
 class MixedAttention(LayerMixer):
@@ -76,6 +78,8 @@ class MixedAttention(LayerMixer):
         x = layout.gather(hidden_states)
         if call.full_attention:
             y = self._teacher(x, layout)
+            if call.observe is not None:
+                call.observe(self, x, y, layout)
         else:
             y, call.after[self.layer] = super().forward(x, call.before[self.layer], layout)
         return layout.scatter(y), None
@@ -90,6 +94,11 @@ class MixedAttention(LayerMixer):
             attention = WindowMixer(*parts, WindowConfig(self.own_window), fixed=True)
         state = attention.init_state(x.shape[0], x.dtype, x.device)
         return attention(x, state, layout)[0]
+
+
+Observer = Callable[[MixedAttention, Tensor, Tensor, Layout], None]
+"""Sees a layer of the teacher at work: the layer, what entered its attention and what its own, full
+attention made of it (both [R, N, D]), and where the tokens stand."""
 
 
 class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
@@ -242,6 +251,8 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         slots = input_ids if input_ids is not None else inputs_embeds
         if slots is None or (input_ids is not None and inputs_embeds is not None):
             raise AllMemError("give either input_ids or inputs_embeds")
+        if slots.shape[1] == 0:
+            raise AllMemError("there are no tokens to read: the input has the length 0")
         cache = past_key_values
         if cache is not None and not isinstance(cache, AllMemCache):
             raise AllMemError(
@@ -272,8 +283,32 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
                 full_attention=full_attention,
                 **kwargs,
             )
-        output["past_key_values"] = cache if use_cache and not full_attention else None
+        if use_cache and not full_attention:
+            # Not set to None otherwise: some versions of generate look only whether the key is there.
+            output["past_key_values"] = cache
         return output
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        full_attention: bool = False,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """What the language-model head reads, [B, T, D], for a whole text in one call.
+
+        For losses that never hold all logits at once. Arguments as for ``forward``.
+
+        Args:
+            observe: with ``full_attention``, called in every layer; for training one layer at a time.
+        """
+        cache = AllMemCache(self.config)
+        layout = cache.open_call(self, input_ids, attention_mask, position_ids)
+        assert cache.states is not None
+        call = _Call(layout, cache.states, list(cache.states), full_attention, observe)
+        output = self.base.base_model(input_ids=input_ids, use_cache=False, allmem_call=call)
+        return output.last_hidden_state
 
     def _read(
         self,
@@ -335,7 +370,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids = arguments.pop("position_ids")
         slots = next(x for x in arguments.values() if x is not None)
         length = slots.shape[1]
-        if mask is None and position_ids is not None and cache.states is None:
+        if mask is None and position_ids is not None:
             packed = position_ids.expand(slots.shape[:2])
             if bool((packed[:, 1:] == 0).any()):
                 # Packed documents are rows of their own: there is nothing to carry between blocks.
