@@ -1,0 +1,1 @@
+"""The command line: parsing and printing. What is computed lives in the library."""

@@ -1,0 +1,170 @@
+"""``allmem train``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from allmem.cli import terminal
+from allmem.cli.options import ConversionOptions, Model, OpeningOptions, Verbose, grouped
+from allmem.errors import AllMemError
+
+__all__ = ["command"]
+
+
+class StageChoice(StrEnum):
+    """See ``allmem.distill.config.Stage``."""
+
+    both = "both"
+    match = "match"
+    kl = "kl"
+
+
+BUDGET = "Budget (one of the two)"
+RECIPE = "Recipe"
+
+
+@grouped
+def command(
+    model: Model,
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Plain text in UTF-8 to learn from; repeatable.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for adapter, checkpoint and figures.",
+            show_default=False,
+        ),
+    ],
+    conversion: ConversionOptions,
+    opening: OpeningOptions,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            "--held-out",
+            metavar="FILE",
+            help="Text to be judged by.",
+            show_default="the last tenth of the last text",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", rich_help_panel=BUDGET)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="N", rich_help_panel=BUDGET)
+    ] = None,
+    length: Annotated[
+        int,
+        typer.Option("--length", metavar="N", help="Tokens of a sequence.", rich_help_panel=RECIPE),
+    ] = 1024,
+    batch: Annotated[
+        int,
+        typer.Option("--batch", metavar="N", help="Sequences per step.", rich_help_panel=RECIPE),
+    ] = 1,
+    stage: Annotated[
+        StageChoice,
+        typer.Option(
+            "--stage",
+            rich_help_panel=RECIPE,
+            help="match: each layer alone; kl: end to end; both: one after the other.",
+        ),
+    ] = StageChoice.both,
+    match_share: Annotated[
+        float,
+        typer.Option(
+            "--match-share",
+            metavar="X",
+            help="Share of the budget that 'both' gives to matching.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = 0.6,
+    lr: Annotated[
+        float,
+        typer.Option("--lr", metavar="X", help="Peak rate when matching.", rich_help_panel=RECIPE),
+    ] = 1e-3,
+    kl_lr: Annotated[
+        float | None,
+        typer.Option(
+            "--kl-lr",
+            metavar="X",
+            help="Peak rate end to end.",
+            show_default="half of --lr",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    alpha_lr: Annotated[
+        float | None,
+        typer.Option(
+            "--alpha-lr",
+            metavar="X",
+            help="Peak rate of alpha.",
+            show_default="ten times --lr",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", rich_help_panel=RECIPE)] = 0,
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option("--checkpoint-minutes", metavar="N", help="Between two checkpoints."),
+    ] = 5.0,
+    verbose: Verbose = False,
+) -> None:
+    """Distil the memory from the original model, on plain text.
+
+    The original model, with full attention, is the teacher; only the memories learn, beyond the window.
+    The result is an adapter: `allmem ask MODEL --adapter DIR/adapter.safetensors ...`. An interrupted
+    run goes on with --resume.
+    """
+    from allmem.distill.config import DistillConfig
+
+    chosen = conversion.conversion()
+    config = DistillConfig(
+        tokens=tokens,
+        minutes=minutes,
+        length=length,
+        batch=batch,
+        stage=stage.value,
+        match_share=match_share,
+        lr=lr,
+        kl_lr=kl_lr,
+        alpha_lr=alpha_lr,
+        seed=seed,
+        checkpoint_minutes=checkpoint_minutes,
+    )
+    terminal.quiet(verbose)
+    from allmem.documents import read_document
+
+    texts = [read_document(name) for name in text]
+    other = None if held_out is None else read_document(held_out)
+    with terminal.working(f"loading {model}"):
+        from allmem.cli.training import comparison_table, training_report
+        from allmem.distill.run import distill, prepare_folder, split_texts
+
+        opened = opening.open(model, chosen)
+        if opened.window is not None or opened.chunk is not None:
+            raise AllMemError(
+                f"{', '.join(chosen.reading)}: a memory is trained with the sizes that it was converted "
+                "with; leave out these options, or convert again"
+            )
+        folder = prepare_folder(output, resume)
+        split = split_texts(opened.tokenizer, texts, other)
+    with training_report() as on_step:
+        outcome = distill(opened.model, split, config, folder, resume=resume, on_step=on_step)
+    shown = terminal.console()
+    shown.print(comparison_table(outcome))
+    shown.print(f"adapter: {folder / 'adapter.safetensors'}", markup=False)

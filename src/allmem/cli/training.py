@@ -1,0 +1,78 @@
+"""How a distillation looks on a terminal and in a pipe: its progress and its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from allmem.cli.terminal import SECONDS_BETWEEN_LINES, count, error_console
+
+if TYPE_CHECKING:
+    from allmem.distill.run import Outcome
+    from allmem.distill.trainer import Step
+
+__all__ = ["comparison_table", "training_report"]
+
+UNITS = {"match": "error", "kl": "KL"}
+
+
+def describe(step: Step) -> str:
+    """``kl  step 12  KL 0.1320  |alpha| 0.0123  320 tokens/s  1:20 left``."""
+    minutes, seconds = divmod(round(step.seconds_left), 60)
+    return (
+        f"{step.stage}  step {step.number}  {count(step.tokens)} tokens  "
+        f"{UNITS[step.stage]} {step.loss:.4f}  |alpha| {step.alpha:.4f}  "
+        f"{step.tokens_per_second:,.0f} tokens/s  {minutes}:{seconds:02d} left"
+    )
+
+
+@contextlib.contextmanager
+def training_report() -> Iterator[Callable[[Step], None]]:
+    """Report steps: as a bar on a terminal, else as a line now and then and one at the end."""
+    shown = error_console()
+    if shown.is_terminal:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns: list[Any] = [BarColumn(), TextColumn("{task.description}", markup=False)]
+        with Progress(*columns, console=shown) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda step: bar.update(task, completed=step.progress, description=describe(step))
+        return
+    last = time.monotonic()
+    latest: Step | None = None
+
+    def report(step: Step) -> None:
+        nonlocal last, latest
+        latest = step
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            shown.print(describe(step), markup=False)
+
+    yield report
+    if latest is not None:
+        shown.print(describe(latest), markup=False)
+
+
+def comparison_table(outcome: Outcome) -> Any:
+    """Loss and KL beyond the window on the held-out text, before and after."""
+    from rich.table import Table
+
+    before, after = outcome.before, outcome.after
+    table = Table(
+        title=f"Held-out text, {count(after.positions)} positions beyond the window",
+        title_justify="left",
+    )
+    table.add_column("model")
+    table.add_column("loss", justify="right")
+    table.add_column("KL to the teacher", justify="right")
+    rows = [
+        ("full attention (teacher)", after.teacher),
+        ("window alone", after.window),
+        ("window and memory, before training", before.memory),
+        ("window and memory, after training", after.memory),
+    ]
+    for name, score in rows:
+        table.add_row(name, f"{score.loss:.4f}", f"{score.kl:.4f}")
+    return table
