@@ -39,8 +39,8 @@ of 64, W = 512, S = 4, forward / forward and backward:
 
 With W = 4096, S = 128 and heads of 128: 1.24, 1.21 and 1.33 s forward in fp32. torch's fused
 scaled_dot_product_attention, on blocks of 256, the best for it, took 129 / 610 in fp32 and
-138 / 595 in bf16, with checkpoints. There the sinks were one more key that carried their logsumexp, since
-features of their own for the sinks' queries double the products.
+138 / 595 in bf16, with checkpoints. There the sinks were one more key that carried their
+logsumexp, since features of their own for the sinks' queries double the products.
 """
 
 
