@@ -126,9 +126,9 @@ def command(
 ) -> None:
     """Distil the memory from the original model, on plain text.
 
-    The original model, with full attention, is the teacher; only the memories learn, beyond the window.
-    The result is an adapter: `allmem ask MODEL --adapter DIR/adapter.safetensors ...`. An interrupted
-    run goes on with --resume.
+    The original model, with full attention, is the teacher; only the memories learn, beyond the
+    window. The result is an adapter: `allmem ask MODEL --adapter DIR/adapter.safetensors ...`. An
+    interrupted run goes on with --resume.
     """
     from allmem.distill.config import DistillConfig
 
@@ -158,8 +158,8 @@ def command(
         opened = opening.open(model, chosen)
         if opened.window is not None or opened.chunk is not None:
             raise AllMemError(
-                f"{', '.join(chosen.reading)}: a memory is trained with the sizes that it was converted "
-                "with; leave out these options, or convert again"
+                f"{', '.join(chosen.reading)}: a memory is trained with the sizes that it was "
+                "converted with; leave out these options, or convert again"
             )
         folder = prepare_folder(output, resume)
         split = split_texts(opened.tokenizer, texts, other)
