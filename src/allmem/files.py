@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         AllMemError: if the folder does not exist or the disk refuses (full, read-only).
     """
     target = Path(path)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=".part", dir=target.parent
-        )
-        os.close(handle)
+        part.open("xb").close()
+        mode = part.stat().st_mode
     except OSError as error:
         raise AllMemError(
             f"cannot write {target}: {error.strerror}; choose another folder"
         ) from error
-    part = Path(name)
     try:
         yield part
         with part.open("rb") as written:

@@ -101,7 +101,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", SHAPES)
 def test_shared_projections_without_a_difference_are_those_of_the_attention(case: str) -> None:
-    """Llama has neither biases nor q and k norms, so ``full`` starts from exactly what is shared."""
+    """Llama has no biases and no q and k norms: ``full`` starts from exactly what is shared."""
     memory = {**SHAPES[case], "chunk": C}
     shared = tiny_model(
         "llama", dtype=torch.float64, memory={**memory, "projections": "shared", "rank": 3}

@@ -5,6 +5,8 @@ Masks and positions say where tokens stand; every row must give what it gives al
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,7 +106,7 @@ def test_any_mask_and_any_split(one_model: AllMemForCausalLM, data: st.DataObjec
     edges = [0, *cuts, T]
     found = [
         logits(one_model, ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
     assert_rows_as_alone(one_model, ids, mask, torch.cat(found, 1))
 

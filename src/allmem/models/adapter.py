@@ -44,6 +44,7 @@ def save_adapter(
     header = {
         "base": _base_fingerprint(model),
         "base_source": config.base_source,
+        "vocab_size": config.text_config.vocab_size,
         "window": config.window,
         "sinks": config.sinks,
         "layers": config.layers,
@@ -76,9 +77,12 @@ def load_adapter(
     _check_layout(model.config, header, path)
     found = _base_fingerprint(model)
     if found != header["base"] and not other_base:
+        words, own_words = header["vocab_size"], model.config.text_config.vocab_size
+        hint = f", vocabulary {words} against {own_words}" if words != own_words else ""
         raise AllMemError(
             f"{path} was trained on another base model (fingerprint {header['base'][:12]}, from "
-            f"{header['base_source']}; this one is {found[:12]}); pass other_base=True to load it all the same"
+            f"{header['base_source']}; this one is {found[:12]}{hint}); pass other_base=True to "
+            "load it all the same"
         )
     parameters = model.memory_parameters()
     if missing := sorted(set(parameters) ^ set(weights)):

@@ -93,7 +93,7 @@ class AllMemCache(Cache):
                 "cache.batch_repeat_interleave or cache.batch_select_indices first"
             )
         documents = None
-        if fresh and attention_mask is None and position_ids is not None:
+        if attention_mask is None and position_ids is not None:
             # The convention of transformers: positions that start again mark packed documents.
             documents = document_starts(position_ids.expand(batch, length))
         mask = None if attention_mask is None else self._mask_of_call(attention_mask, length)
@@ -163,6 +163,14 @@ class AllMemCache(Cache):
                 "a memory cannot forget its last tokens (crop, assisted decoding); fork() the cache "
                 "before reading what you may want to take back"
             )
+
+    def activate_past_recording(self) -> None:
+        """Refused: assisted decoding calls it before it reads what it may take back.
+
+        Raises:
+            AllMemError: always.
+        """
+        self.crop(1)
 
     def reset(self) -> None:
         """Back to the learned start."""
