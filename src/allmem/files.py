@@ -49,13 +49,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
+        # The writer may have put a file of its own here that only its owner can read.
+        part.chmod(mode)
         part.replace(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AllMemError(
             f"cannot write {target}: {reason}; nothing was changed. Free some space or choose "
-            "another "
-            "folder"
+            "another folder"
         ) from error
     finally:
         part.unlink(missing_ok=True)
