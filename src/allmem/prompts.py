@@ -3,8 +3,8 @@ next one is known.
 
 A template is rendered once with placeholders for what is not known yet, and cut at them. Every
 piece is tokenised by itself, always the same way, so that reading a document first and a question
-later gives the tokens that both give together. What a user or a document says is never parsed for control
-tokens: an ``<|im_end|>`` in a book is ten characters of text and does not end a turn.
+later gives the tokens that both give together. What a user or a document says is never parsed for
+control tokens: an ``<|im_end|>`` in a book is ten characters of text and does not end a turn.
 
 It knows tokenizers, not models.
 """

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -22,7 +23,7 @@ from typer.core import TyperGroup
 from allmem._version import __version__
 from allmem.errors import AllMemError
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "Listed", "app", "is_available", "load_command", "main", "paragraphs"]
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 """Exit codes; the last two are what a shell reports for a process that SIGINT or SIGPIPE ended."""
@@ -63,6 +64,11 @@ class LazyGroup(TyperGroup):
             return super().invoke(ctx)
 
 
+def is_available(listed: Listed) -> bool:
+    """Whether this installation has a command's module."""
+    return find_spec(listed.module) is not None
+
+
 def load_command(name: str) -> Any:
     """Import a command's module and make its parser.
 
@@ -70,12 +76,9 @@ def load_command(name: str) -> Any:
         AllMemError: if this installation lacks the module.
     """
     listed = next(command for command in COMMANDS if command.name == name)
-    try:
-        module = import_module(listed.module)
-    except ModuleNotFoundError as error:
-        if error.name != listed.module:
-            raise
-        raise AllMemError(f"this version of allmem has no command {name!r} yet") from None
+    if not is_available(listed):
+        raise AllMemError(f"this version of allmem has no command {name!r} yet")
+    module = import_module(listed.module)
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     text = paragraphs(module.command.__doc__ or listed.help)
     single.command(name, help=text, context_settings=CONTEXT)(module.command)
