@@ -1,7 +1,7 @@
 """Writes ``docs/cli.md`` from the commands' own help: ``python -m scripts.write_cli_docs``.
 
-The options are read from the commands' signatures, so that the page does not depend on how a version
-of typer lays help out. A test compares the page with ``render()``.
+The options are read from the commands' signatures, so that the page does not depend on how a
+version of typer lays help out. A test compares the page with ``render()``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from allmem.models.cache import AllMemCache
 from allmem.models.configuration import AllMemConfig
 from allmem.models.conversion import convert
 from allmem.models.modeling import AllMemForCausalLM
-from allmem.models.sources import load_base, load_tokenizer, smollm2_file
+from allmem.models.sources import _gguf_file, load_base, load_tokenizer, smollm2_file
 
 __all__ = ["PACKAGED", "OpenedModel", "Outline", "open_model", "outline", "resolve"]
 
@@ -173,15 +173,10 @@ def outline(source: str, conversion: Conversion | None = None, dtype: str | None
 
 
 def _load_config(place: str) -> PreTrainedConfig:
-    path = Path(place)
-    if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) != 1:
-            raise AllMemError(f"{path} holds no config.json; it is not a model")
-        path = files[0]
+    gguf = _gguf_file(place)
     try:
-        if path.suffix == ".gguf":
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        if gguf is not None:
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         return AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, AllMemError):
