@@ -189,6 +189,11 @@ class Layout:
         return (self.start[:, None] + torch.arange(self.slots)[None]).to(self.device)
 
     @cached_property
+    def grid_positions(self) -> Tensor:
+        """[B, T] int64, device: ``positions`` in the slots of the grid, 0 where padding."""
+        return self.scatter(self.positions[..., None])[..., 0]
+
+    @cached_property
     def valid(self) -> Tensor:
         """[R, N] bool, device: whether a slot holds a token."""
         return (torch.arange(self.slots)[None] < self.lengths[:, None]).to(self.device)

@@ -166,11 +166,37 @@ def test_a_layer_whose_own_window_is_wider_than_w_gets_a_memory() -> None:
     assert tiny_model("mistral-wider").config.layers == ["allmem", "allmem"]
 
 
-def test_lengths_that_decide_frequencies_are_frozen_at_sinks_and_window() -> None:
-    """Longrope beyond its original length: the converted model keeps the factors of S + W."""
-    model = without_memory(tiny_model("phi3-longrope", sinks=0))
-    short = text(1, 130)
-    # The base model takes its long factors for all tokens of a text beyond 128.
-    reference = base_model("phi3-longrope")
-    assert_close(logits(model, short)[:, :W], logits(reference, short[:, :W]), 1e-4)
-    assert (logits(reference, short)[:, :W] - logits(model, short)[:, :W]).abs().max() > 1e-3
+LENGTH_DEPENDENT = ["phi3-longrope", "llama-dynamic"]
+
+
+@pytest.mark.parametrize("name", LENGTH_DEPENDENT)
+def test_lengths_that_decide_frequencies_are_frozen_at_sinks_and_window(name: str) -> None:
+    """Beyond the trained length the base model turns all tokens of a text in another way."""
+    ids = text(1, 140)
+    base = base_model(name)
+    expected = logits(base, ids[:, : S + W])
+    assert (logits(base, ids)[:, : S + W] - expected).abs().max() > 1e-3
+    model = without_memory(tiny_model(name))
+    # Also after a longer text has been read.
+    for _ in range(2):
+        assert_close(logits(model, ids)[:, : S + W], expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", LENGTH_DEPENDENT)
+def test_the_teachers_frequencies_follow_the_length(name: str) -> None:
+    model = tiny_model(name)
+    for length in (20, 140, 20):
+        taught = logits(model, text(1, length), full_attention=True)
+        assert_close(taught, logits(base_model(name), text(1, length)), 1e-4)
+
+
+@every_base
+def test_a_padded_row_is_taught_what_it_is_taught_alone(name: str) -> None:
+    ids, mask = text(2, 20), torch.ones(2, 20, dtype=torch.long)
+    mask[0, :7] = mask[1, 3:5] = 0
+    model = tiny_model(name)
+    taught = logits(model, ids, attention_mask=mask, full_attention=True)
+    for row in range(2):
+        kept = mask[row].bool()
+        alone = logits(base_model(name), ids[row, kept][None])[0]
+        assert_close(taught[row][kept], alone, 1e-4)

@@ -70,6 +70,11 @@ BASES: dict[str, Callable[[], Any]] = {
             "original_max_position_embeddings": 128,
         },
     ),
+    "llama-dynamic": _config(
+        "LlamaConfig",
+        max_position_embeddings=128,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    ),
     "qwen3-yarn": _config(
         "Qwen3Config",
         head_dim=16,

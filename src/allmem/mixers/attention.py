@@ -83,11 +83,21 @@ class AttentionMixer(Mixer):
         return y, state
 
     def attend(
-        self, x: Tensor, state: State, layout: Layout, want_features: bool = False
+        self,
+        x: Tensor,
+        state: State,
+        layout: Layout,
+        want_features: bool = False,
+        table: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, State, Features | None]:
-        """``forward``, and on request what the attention projected: for a memory that shares it."""
+        """``forward``, and on request what the attention projected: for a memory that shares it.
+
+        Args:
+            table: cos and sin to rotate by, [R, N, P] each, in place of ``rotary``'s.
+        """
         tap = _Tap(self, state, layout, want_features)
-        table = self.rotary.at_positions(layout, x.dtype) if self.rotary else (x, x)
+        if table is None:
+            table = self.rotary.at_positions(layout, x.dtype) if self.rotary else (x, x)
         y = self.core(
             hidden_states=x, position_embeddings=table, attention_mask=None, allmem_tap=tap
         )[0]

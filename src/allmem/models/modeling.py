@@ -77,15 +77,23 @@ class MixedAttention(LayerMixer):
         layout = call.layout
         x = layout.gather(hidden_states)
         if call.full_attention:
-            y = self._teacher(x, layout)
+            table = [
+                layout.gather(part.expand(len(hidden_states), -1, -1))
+                for part in kwargs["position_embeddings"]
+            ]
+            y = self._teacher(x, layout, (table[0], table[1]))
             if call.observe is not None:
                 call.observe(self, x, y, layout)
         else:
             y, call.after[self.layer] = super().forward(x, call.before[self.layer], layout)
         return layout.scatter(y), None
 
-    def _teacher(self, x: Tensor, layout: Layout) -> Tensor:
-        """What this layer computed before conversion: its own attention and no memory."""
+    def _teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:
+        """What this layer computed before conversion: its own attention and no memory.
+
+        Args:
+            table: cos and sin of the base model, whose frequencies may depend on the length.
+        """
         parts = (self.attention.core, self.attention.shape, self.attention.rotary)
         attention: AttentionMixer
         if self.own_window is None:
@@ -93,7 +101,7 @@ class MixedAttention(LayerMixer):
         else:
             attention = WindowMixer(*parts, WindowConfig(self.own_window), fixed=True)
         state = attention.init_state(x.shape[0], x.dtype, x.device)
-        return attention(x, state, layout)[0]
+        return attention.attend(x, state, layout, table=table)[0]
 
 
 Observer = Callable[[MixedAttention, Tensor, Tensor, Layout], None]
@@ -307,7 +315,12 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         layout = cache.open_call(self, input_ids, attention_mask, position_ids)
         assert cache.states is not None
         call = _Call(layout, cache.states, list(cache.states), full_attention, observe)
-        output = self.base.base_model(input_ids=input_ids, use_cache=False, allmem_call=call)
+        output = self.base.base_model(
+            input_ids=input_ids,
+            position_ids=layout.grid_positions if full_attention else None,
+            use_cache=False,
+            allmem_call=call,
+        )
         return output.last_hidden_state
 
     def _read(
@@ -331,6 +344,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         output = self.base(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
+            position_ids=layout.grid_positions if full_attention else None,
             use_cache=False,
             labels=labels,
             logits_to_keep=logits_to_keep,
