@@ -120,6 +120,9 @@ def open_model(
     if dtype is not None and dtype not in DTYPES:
         raise AllMemError(unknown_name("dtype", dtype, DTYPES))
     target = _device(device)
+    if adapter is not None and not Path(adapter).is_file():
+        # Before minutes of loading rather than after.
+        raise AllMemError(f"there is no file {adapter}")
     tokenizer = _explained(source, load_tokenizer, place)
     options = {} if dtype is None else {"dtype": dtype}
     base = _explained(source, load_base, place, **options)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -25,6 +26,7 @@ from allmem.errors import AllMemError
 
 __all__ = ["COMMANDS", "Listed", "app", "is_available", "load_command", "main", "paragraphs"]
 
+PACKAGE = Path(__file__).parents[1]
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 """Exit codes; the last two are what a shell reports for a process that SIGINT or SIGPIPE ended."""
 
@@ -99,7 +101,7 @@ def _one_line_errors() -> Iterator[None]:
 
         def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
             # Warnings of other libraries are for developers.
-            if f"{os.sep}allmem{os.sep}" in filename and issubclass(category, UserWarning):
+            if Path(filename).is_relative_to(PACKAGE) and issubclass(category, UserWarning):
                 _say(f"warning: {message}")
             elif sys.warnoptions:
                 usual(message, category, filename, *rest, **more)

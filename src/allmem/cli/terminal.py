@@ -80,7 +80,8 @@ def working(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[Callable[[Progress], None]]:
-    """Report a reading: as a bar on a terminal, else as a line now and then and one at the end."""
+    """Report a reading: as a bar on a terminal, else as a line now and then and one at the end.
+    What takes a single block is not worth a line."""
     shown = error_console()
     if shown.is_terminal:
         with _bar(what, shown) as report:
@@ -88,16 +89,18 @@ def reading(what: str) -> Iterator[Callable[[Progress], None]]:
         return
     last = time.monotonic()
     latest: Progress | None = None
+    blocks = 0
 
     def report_line(progress: Progress) -> None:
-        nonlocal last, latest
+        nonlocal last, latest, blocks
         latest = progress
+        blocks += 1
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES and progress.tokens < progress.total:
             last = time.monotonic()
             shown.print(_line(what, progress), markup=False)
 
     yield report_line
-    if latest is not None:
+    if latest is not None and blocks > 1:
         shown.print(_line(what, latest), markup=False)
 
 
