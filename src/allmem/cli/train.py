@@ -17,7 +17,9 @@ __all__ = ["command"]
 class StageChoice(StrEnum):
     """See ``allmem.distill.config.Stage``."""
 
+    all = "all"
     both = "both"
+    solve = "solve"
     match = "match"
     kl = "kl"
 
@@ -81,15 +83,25 @@ def command(
         typer.Option(
             "--stage",
             rich_help_panel=RECIPE,
-            help="match: each layer alone; kl: end to end; both: one after the other.",
+            help="solve: output projections in closed form; match: each layer alone; kl: end to "
+            "end; both: match, then kl; all: the three.",
         ),
     ] = StageChoice.both,
+    solve_share: Annotated[
+        float,
+        typer.Option(
+            "--solve-share",
+            metavar="X",
+            help="Share of the budget that 'all' gives to solving.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = 0.2,
     match_share: Annotated[
         float,
         typer.Option(
             "--match-share",
             metavar="X",
-            help="Share of the budget that 'both' gives to matching.",
+            help="Share of the rest that matching gets.",
             rich_help_panel=RECIPE,
         ),
     ] = 0.6,
@@ -139,6 +151,7 @@ def command(
         length=length,
         batch=batch,
         stage=stage.value,
+        solve_share=solve_share,
         match_share=match_share,
         lr=lr,
         kl_lr=kl_lr,

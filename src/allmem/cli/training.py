@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_table", "training_report"]
 
-UNITS = {"match": "error", "kl": "KL"}
+UNITS = {"solve": "error", "match": "error", "kl": "KL"}
 
 
 def describe(step: Step) -> str:

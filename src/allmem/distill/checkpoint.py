@@ -41,12 +41,14 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     masters: Masters,
     optimizer: torch.optim.Optimizer | None,
+    sums: dict[str, Tensor],
     place: Place,
     run: dict[str, Any],
 ) -> None:
     """Write a checkpoint.
 
     Args:
+        sums: of the stage ``solve``; empty outside of it.
         run: what a resumed run must agree on.
 
     Raises:
@@ -55,17 +57,18 @@ def save_checkpoint(
     tensors = {f"weights.{name}": w for name, w in masters.weights.items()}
     for name, moments in _moments(optimizer).items():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
+    tensors |= {f"solve.{name}": value for name, value in sums.items()}
     tensors["random"] = torch.get_rng_state()
     write_tensors(path, KIND, tensors, {"place": asdict(place), "run": run})
 
 
 def load_checkpoint(
     path: str | os.PathLike[str], masters: Masters, run: dict[str, Any]
-) -> tuple[Place, dict[str, dict[str, Tensor]]]:
+) -> tuple[Place, dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Read a checkpoint into the masters and the model.
 
     Returns:
-        The place, and the optimiser's moments by parameter: see ``restore_moments``.
+        The place; the optimiser's moments by parameter, see ``restore_moments``; and ``sums``.
 
     Raises:
         AllMemError: if the file is damaged or belongs to a run of another configuration, naming the
@@ -85,7 +88,8 @@ def load_checkpoint(
             name, _, moment = key.removeprefix("optimizer.").rpartition(".")
             moments.setdefault(name, {})[moment] = value
     torch.set_rng_state(tensors["random"])
-    return Place(**header["place"]), moments
+    sums = {k.removeprefix("solve."): t for k, t in tensors.items() if k.startswith("solve.")}
+    return Place(**header["place"]), moments, sums
 
 
 def restore_moments(

@@ -13,7 +13,7 @@ from allmem.errors import AllMemError, unknown_name
 
 __all__ = ["DistillConfig", "Stage"]
 
-Stage = Literal["both", "match", "kl"]
+Stage = Literal["all", "both", "solve", "match", "kl"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,12 @@ class DistillConfig:
     batch: int = 1
     """Sequences per step."""
     stage: Stage = "both"
-    """``match``: each layer alone; ``kl``: end to end; ``both``: one after the other."""
+    """``solve``: each layer's output projection in closed form; ``match``: each layer alone, by
+    gradient descent; ``kl``: end to end; ``both``: match, then kl; ``all``: all three."""
+    solve_share: float = 0.2
+    """Share of the budget that ``all`` gives to ``solve``."""
     match_share: float = 0.6
-    """Share of the budget that ``both`` gives to ``match``."""
+    """Share of the rest that ``both`` and ``all`` give to ``match``."""
     lr: float = 1e-3
     """Peak rate of the memory's weights when matching."""
     kl_lr: float | None = None
@@ -80,7 +83,7 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise AllMemError(f"{name} = {value} must be positive")
-        for name in ("match_share", "warmup", "decay"):
+        for name in ("solve_share", "match_share", "warmup", "decay"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise AllMemError(f"{name} = {value} must lie between 0 and 1")
@@ -89,14 +92,16 @@ class DistillConfig:
 
     def stages(self) -> list[tuple[str, float, float]]:
         """(name, begin, end) of the stages, in progress through the whole budget."""
-        if self.stage != "both":
+        if self.stage not in ("both", "all"):
             return [(self.stage, 0.0, 1.0)]
-        spans = [("match", 0.0, self.match_share), ("kl", self.match_share, 1.0)]
+        solved = self.solve_share if self.stage == "all" else 0.0
+        matched = solved + (1 - solved) * self.match_share
+        spans = [("solve", 0.0, solved), ("match", solved, matched), ("kl", matched, 1.0)]
         return [span for span in spans if span[2] > span[1]]
 
     def rates(self, stage: str) -> tuple[float, float]:
         """Peak rates of the memory's weights and of alpha in a stage."""
-        rate = self.lr if stage == "match" else (self.kl_lr or self.lr / 2)
+        rate = (self.kl_lr or self.lr / 2) if stage == "kl" else self.lr
         scale = rate / self.lr
         return rate, self.alpha_lr * scale if self.alpha_lr else 10 * rate
 

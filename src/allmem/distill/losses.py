@@ -57,7 +57,7 @@ def forward_kl(
         teacher, student = teacher[mask], student[mask]
     if len(student) == 0:
         raise AllMemError("the loss counts no position; is the window as long as the sequences?")
-    return _BlockwiseKL.apply(student, teacher.detach(), head, block)  # type: ignore[no-untyped-call]
+    return _BlockwiseKL.apply(student, teacher.detach(), head, block)
 
 
 class _BlockwiseKL(torch.autograd.Function):
@@ -86,6 +86,6 @@ class _BlockwiseKL(torch.autograd.Function):
         return (total / len(student)).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient * outer.to(gradient.dtype), None, None, None

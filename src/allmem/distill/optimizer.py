@@ -87,6 +87,13 @@ class Masters:
                 parameter.grad = None
 
     @torch.no_grad()
+    def collect(self) -> None:
+        """Take over weights that were changed in the model itself."""
+        for name, parameter in self.parameters.items():
+            if self.weights[name] is not parameter:
+                self.weights[name].copy_(parameter)
+
+    @torch.no_grad()
     def publish(self) -> None:
         """Write the masters into the model."""
         for name, parameter in self.parameters.items():

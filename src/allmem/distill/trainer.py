@@ -23,6 +23,7 @@ from allmem.distill.evaluate import check_reaches_beyond, head_of
 from allmem.distill.losses import forward_kl
 from allmem.distill.matching import match_layers, trains
 from allmem.distill.optimizer import Masters, make_optimizer, warmup_stable_decay
+from allmem.distill.solving import ReadoutSolver, solves
 from allmem.errors import AllMemError
 from allmem.models.adapter import save_adapter
 from allmem.models.modeling import AllMemForCausalLM
@@ -40,12 +41,13 @@ class Step:
     number: int
     stage: str
     loss: float
-    """KL in nats, or the mean normalised error of the layers."""
+    """KL in nats, or the mean normalised error of the layers; before the step changed anything."""
     gradient: float
     """Norm before clipping."""
     alpha: float
     """Mean |alpha| over layers and channels, after the step."""
     rate: float
+    """Share of the peak rates."""
     tokens: int
     """Of the whole run so far."""
     seconds: float
@@ -90,16 +92,19 @@ class Trainer:
         self.folder = folder
         self.first = model.config.window
         check_reaches_beyond(sequences.length, self.first)
-        if config.stage != "kl" and not any(trains(mixed) for mixed in model.mixers()):
-            raise AllMemError(
-                "no layer has a memory beside a window, so there is nothing to match; choose other "
-                "mixers, or the stage kl"
-            )
+        for name, able in (("match", trains), ("solve", solves)):
+            stages = [stage for stage, _, _ in config.stages()]
+            if name in stages and not any(able(mixed) for mixed in model.mixers()):
+                raise AllMemError(
+                    f"no layer has a memory beside a window that the stage {name} can train; "
+                    "choose other mixers, or the stage kl"
+                )
         self.head = head_of(model)
         model.freeze_base()
         self.masters = Masters(model.memory_parameters())
         self.place = Place()
         self.optimizer: torch.optim.AdamW | None = None
+        self.solver = ReadoutSolver(self.first)
         torch.manual_seed(config.seed)
         if resume:
             self._resume()
@@ -138,27 +143,22 @@ class Trainer:
         begin = time.perf_counter()
         place, config = self.place, self.config
         stage, share = self._stage()
-        if self.optimizer is None or place.stage != stage:
-            rates = config.rates(stage)
-            self.optimizer = make_optimizer(self.masters.weights, *rates, config.weight_decay)
+        if place.stage != stage:
             place.stage = stage
+            self._begin_stage()
         ids = self.sequences.batch(place.sequences, config.batch).to(self.model.device)
         layers: dict[int, float] = {}
-        if stage == "match":
+        gradient = rate = 0.0
+        if stage == "solve":
+            layers = self.solver.step(self.model, ids)
+            self.masters.collect()
+        elif stage == "match":
             layers = match_layers(self.model, ids, self.first)
-            loss = sum(layers.values()) / len(layers)
-        else:
-            loss = self._end_to_end(ids)
-        self.masters.take_gradients()
-        weights = list(self.masters.weights.values())
-        gradient = float(torch.nn.utils.clip_grad_norm_(weights, config.clip))
-        self._check_finite(loss, gradient, stage)
-        factor = warmup_stable_decay(share, config.warmup, config.decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.masters.publish()
+        loss = sum(layers.values()) / len(layers) if layers else self._end_to_end(ids)
+        if stage != "solve":
+            rate = warmup_stable_decay(share, config.warmup, config.decay)
+            gradient = self._descend(loss, rate)
+        self._check_finite(loss, gradient)
 
         place.step += 1
         place.sequences += config.batch
@@ -170,7 +170,7 @@ class Trainer:
             loss=loss,
             gradient=gradient,
             alpha=self.mean_alpha(),
-            rate=self.optimizer.param_groups[-1]["lr"],
+            rate=rate,
             tokens=place.tokens,
             seconds=place.seconds,
             progress=self.progress,
@@ -199,12 +199,35 @@ class Trainer:
         loss.backward()
         return float(loss.detach())
 
-    def _check_finite(self, loss: float, gradient: float, stage: str) -> None:
+    def _begin_stage(self) -> None:
+        """Fresh moments for another loss."""
+        config, stage = self.config, self.place.stage
+        if stage == "solve":
+            return
+        self.solver.sums.clear()
+        rates = config.rates(stage)
+        self.optimizer = make_optimizer(self.masters.weights, *rates, config.weight_decay)
+
+    def _descend(self, loss: float, factor: float) -> float:
+        """One step at ``factor`` of the peak rates; returns the gradient's norm."""
+        assert self.optimizer is not None
+        self.masters.take_gradients()
+        weights = list(self.masters.weights.values())
+        gradient = float(torch.nn.utils.clip_grad_norm_(weights, self.config.clip))
+        self._check_finite(loss, gradient)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.masters.publish()
+        return gradient
+
+    def _check_finite(self, loss: float, gradient: float) -> None:
         if math.isfinite(loss) and math.isfinite(gradient):
             return
         kept = "" if self.folder is None else f"; the last checkpoint in {self.folder} is unharmed"
         raise AllMemError(
-            f"step {self.place.step + 1} ({stage}): loss {loss} with a gradient of norm "
+            f"step {self.place.step + 1} ({self.place.stage}): loss {loss} with a gradient of norm "
             f"{gradient}; training stopped before it changed a weight{kept}. Lower "
             f"--lr (now {self.config.lr})"
         )
@@ -225,17 +248,25 @@ class Trainer:
         if self.folder is None:
             return
         save_checkpoint(
-            self.folder / CHECKPOINT, self.masters, self.optimizer, self.place, self._run()
+            self.folder / CHECKPOINT,
+            self.masters,
+            self.optimizer,
+            self.solver.tensors(),
+            self.place,
+            self._run(),
         )
         note = {"tokens": self.place.tokens, "steps": self.place.step}
         save_adapter(self.model, self.folder / ADAPTER, note)
 
     def _resume(self) -> None:
         assert self.folder is not None
-        self.place, moments = load_checkpoint(self.folder / CHECKPOINT, self.masters, self._run())
+        self.place, moments, sums = load_checkpoint(
+            self.folder / CHECKPOINT, self.masters, self._run()
+        )
+        self.solver.load(sums, self.model.device)
         if self.place.stage:
-            rates = self.config.rates(self.place.stage)
-            self.optimizer = make_optimizer(self.masters.weights, *rates, self.config.weight_decay)
+            self._begin_stage()
+        if self.optimizer is not None:
             restore_moments(self.optimizer, moments)
 
     def _run(self) -> dict[str, Any]:

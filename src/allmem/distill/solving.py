@@ -1,0 +1,153 @@
+"""Before any gradient: the output projections that lose least, in closed form.
+
+What a memory reads, after norm and gate, goes through one linear map. For fixed reads the map that
+comes nearest to what the attention lost is a ridge regression, and its normal equations are sums
+over tokens. Ten thousand tokens of the teacher's stream settle it, where gradient descent from
+alpha = 0 needs a hundred thousand (``docs/notes/distillation.md``). Ours, not the paper's.
+
+Letters: R rows, N slots of a call, D hidden size, I size of a read (H d), n positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from allmem.distill.matching import SMALLEST_TARGET, trains
+from allmem.layout import Layout
+from allmem.memory.projections import LowRank
+from allmem.mixers.allmem import AllMemMixer
+from allmem.models.modeling import AllMemForCausalLM, MixedAttention
+
+__all__ = ["ReadoutSolver", "solves"]
+
+RIDGE = 1e-2
+"""Penalty, as a share of the mean square of a read's features."""
+
+
+def solves(mixed: MixedAttention) -> bool:
+    """Whether a layer's memory ends in a linear map that can be solved for."""
+    return trains(mixed) and isinstance(mixed.memory, AllMemMixer)
+
+
+@dataclass
+class _Sums:
+    """Normal equations of one layer."""
+
+    reads: Tensor
+    """[I, I], sum of read^T read."""
+    targets: Tensor
+    """[I, D], sum of read^T lost."""
+    positions: int = 0
+
+
+@dataclass
+class ReadoutSolver:
+    """Sums over everything seen so far; every step leaves the best projections up to there.
+
+    Args:
+        first: the position from which on errors count.
+        ridge: see ``RIDGE``.
+    """
+
+    first: int
+    ridge: float = RIDGE
+    sums: dict[int, _Sums] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def step(self, model: AllMemForCausalLM, ids: Tensor) -> dict[int, float]:
+        """Let the teacher read ``ids`` [B, T], add to the sums and solve.
+
+        Returns:
+            The normalised squared error of every layer on ``ids`` *before* it learned from them.
+        """
+        losses: dict[int, float] = {}
+
+        def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
+            if solves(mixed):
+                losses[mixed.layer] = self._add(mixed, x, full, layout)
+                self._solve(mixed)
+
+        model.hidden_states(ids, full_attention=True, observe=observe)
+        return losses
+
+    def _add(self, mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> float:
+        memory = mixed.memory
+        assert isinstance(memory, AllMemMixer)
+        state = mixed.init_state(x.shape[0], x.dtype, x.device)
+        windowed, _, features = mixed.attention.attend(
+            x, state.attention, layout, memory.reads_features
+        )
+        kept: list[Tensor] = []
+        projection = memory.unit.projections.o
+        handle = projection.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        try:
+            assert state.memory is not None
+            remembered, _ = memory(x, state.memory, layout, features)
+        finally:
+            handle.remove()
+        read = kept[0][:, self.first :].float().flatten(0, 1)  # [n, I]
+        lost = (full - windowed)[:, self.first :].float().flatten(0, 1)  # [n, D]
+        remembered = remembered[:, self.first :].float().flatten(0, 1)
+        error = (mixed.alpha.float() * remembered - lost).square().sum()
+        # Shared projections add a frozen part to the solved one, with alpha = 1.
+        own = projection(kept[0])[:, self.first :].float().flatten(0, 1)
+        target = lost - (remembered - own)
+        sums = self.sums.get(mixed.layer)
+        if sums is None:
+            zeros = read.new_zeros
+            sums = _Sums(zeros(read.shape[1], read.shape[1]), zeros(read.shape[1], lost.shape[1]))
+            self.sums[mixed.layer] = sums
+        sums.reads += read.mT @ read
+        sums.targets += read.mT @ target
+        sums.positions += len(read)
+        return float(error / lost.square().sum().clamp_min(SMALLEST_TARGET))
+
+    def _solve(self, mixed: MixedAttention) -> None:
+        memory = mixed.memory
+        assert isinstance(memory, AllMemMixer)
+        sums = self.sums[mixed.layer]
+        reads = sums.reads.double()
+        penalty = self.ridge * reads.diagonal().mean() * torch.eye(len(reads)).to(reads)
+        # Solved on the CPU: small, in double precision, and the same on every device.
+        solution = torch.linalg.solve(
+            (reads + penalty).cpu(), sums.targets.double().cpu()
+        )  # [I, D]
+        projection = memory.unit.projections.o
+        if isinstance(projection, LowRank):
+            _write_low_rank(projection, solution, reads.cpu())
+        else:
+            assert isinstance(projection, nn.Linear)
+            projection.weight.copy_(solution.mT)
+        mixed.alpha.fill_(1)
+
+    # For checkpoints
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name."""
+        named = {}
+        for layer, sums in self.sums.items():
+            named[f"{layer}.reads"] = sums.reads
+            named[f"{layer}.targets"] = sums.targets
+            named[f"{layer}.positions"] = torch.tensor(sums.positions)
+        return named
+
+    def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """Take over what ``tensors`` gave."""
+        for layer in {int(name.partition(".")[0]) for name in tensors}:
+            self.sums[layer] = _Sums(
+                tensors[f"{layer}.reads"].to(device),
+                tensors[f"{layer}.targets"].to(device),
+                int(tensors[f"{layer}.positions"]),
+            )
+
+
+def _write_low_rank(projection: LowRank, solution: Tensor, reads: Tensor) -> None:
+    """The best map of the projection's rank: the solution, cut to the directions of the output in
+    which its predictions vary most (reduced-rank regression)."""
+    varies = solution.mT @ reads @ solution  # [D, D], of what the solution predicts
+    directions = torch.linalg.eigh(varies)[1].flip(1)[:, : projection.up.shape[1]]  # [D, rank]
+    projection.up.copy_(directions)
+    projection.down.copy_((solution @ directions).mT)
