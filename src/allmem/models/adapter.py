@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from allmem.errors import AllMemError
 from allmem.files import read_tensors, write_tensors
@@ -41,10 +41,11 @@ def save_adapter(
     if not weights:
         raise AllMemError("no layer of this model has a memory; there is nothing to save")
     config = model.config
+    base_config: PreTrainedConfig = config.text_config
     header = {
         "base": _base_fingerprint(model),
         "base_source": config.base_source,
-        "vocab_size": config.text_config.vocab_size,
+        "vocab_size": base_config.vocab_size,
         "window": config.window,
         "sinks": config.sinks,
         "layers": config.layers,
@@ -77,7 +78,8 @@ def load_adapter(
     _check_layout(model.config, header, path)
     found = _base_fingerprint(model)
     if found != header["base"] and not other_base:
-        words, own_words = header["vocab_size"], model.config.text_config.vocab_size
+        base_config: PreTrainedConfig = model.config.text_config
+        words, own_words = header["vocab_size"], base_config.vocab_size
         hint = f", vocabulary {words} against {own_words}" if words != own_words else ""
         raise AllMemError(
             f"{path} was trained on another base model (fingerprint {header['base'][:12]}, from "
@@ -119,5 +121,6 @@ def _check_layout(config: AllMemConfig, header: dict[str, Any], path: Any) -> No
     for name in ("layers", "mixer_options"):
         if getattr(config, name) != header[name]:
             raise AllMemError(
-                f"{path} was made for {name} = {header[name]}, the model has {getattr(config, name)}"
+                f"{path} was made for {name} = {header[name]}, the model has "
+                f"{getattr(config, name)}"
             )

@@ -1,7 +1,7 @@
 """AllMemCache: everything that a batch of sequences has left behind in a model, as one value.
 
-``generate`` uses it like any cache of transformers. It can be copied (``fork``), cut and repeated along
-the batch, written to a file and read back in another process.
+``generate`` uses it like any cache of transformers. It can be copied (``fork``), cut and repeated
+along the batch, written to a file and read back in another process.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class AllMemCache(Cache):
         """Slots that were fed, padding included: what transformers calls the sequence length."""
 
     def __repr__(self) -> str:
-        return f"AllMemCache({len(self.seen)} sequences, {self.columns} slots read, {self.nbytes} bytes)"
+        read = f"{len(self.seen)} sequences, {self.columns} slots read, {self.nbytes} bytes"
+        return f"AllMemCache({read})"
 
     # What the model does with it
 
@@ -81,8 +82,8 @@ class AllMemCache(Cache):
         batch, length = slots.shape[:2]
         if self.key != model.cache_key:
             raise AllMemError(
-                f"this cache belongs to another model or configuration (key {self.key}, the model's is "
-                f"{model.cache_key}); make a new one with AllMemCache(model.config)"
+                f"this cache belongs to another model or configuration (key {self.key}, the "
+                f"model's is {model.cache_key}); make a new one with AllMemCache(model.config)"
             )
         fresh = self.states is None
         if fresh:
@@ -119,8 +120,8 @@ class AllMemCache(Cache):
     def _mask_of_call(self, mask: Tensor, length: int) -> Tensor | None:
         if mask.dim() != 2 or mask.shape[1] < length:
             raise AllMemError(
-                f"attention_mask has the shape {tuple(mask.shape)}; it must be [batch, slots read so far "
-                f"+ {length}] or [batch, {length}] with 1 for tokens and 0 for padding"
+                f"attention_mask has the shape {tuple(mask.shape)}; it must be [batch, slots read "
+                f"so far + {length}] or [batch, {length}] with 1 for tokens and 0 for padding"
             )
         mask = mask[:, mask.shape[1] - length :].bool().cpu()
         return None if bool(mask.all()) else mask
@@ -160,8 +161,8 @@ class AllMemCache(Cache):
         """
         if tokens_to_remove:
             raise AllMemError(
-                "a memory cannot forget its last tokens (crop, assisted decoding); fork() the cache "
-                "before reading what you may want to take back"
+                "a memory cannot forget its last tokens (crop, assisted decoding); fork() the "
+                "cache before reading what you may want to take back"
             )
 
     def activate_past_recording(self) -> None:
@@ -263,13 +264,13 @@ class AllMemCache(Cache):
         tensors, header = read_tensors(path, "state")
         if header["key"] != model.cache_key:
             raise AllMemError(
-                f"{path} was saved from a model of another configuration (key {header['key']}, this one's "
-                f"is {model.cache_key})"
+                f"{path} was saved from a model of another configuration (key {header['key']}, "
+                f"this one's is {model.cache_key})"
             )
         if header["model"] != model.fingerprint():
             raise AllMemError(
-                f"{path} was saved from other weights (fingerprint {header['model']}, this model's is "
-                f"{model.fingerprint()}); load the checkpoint that read the text"
+                f"{path} was saved from other weights (fingerprint {header['model']}, this model's "
+                f"is {model.fingerprint()}); load the checkpoint that read the text"
             )
         window = header["window"] and WindowConfig.from_dict(header["window"])
         cache = cls(model.config, window or None, header["chunk"])
@@ -296,7 +297,7 @@ def _matching(tensors: dict[str, Tensor], name: str, like: Tensor, path: Any) ->
     tensor = tensors[name]
     if tensor.dtype != like.dtype:
         raise AllMemError(
-            f"{path} was saved from a model in {tensor.dtype}, this one runs in {like.dtype} ({name}); "
-            f"load the model with dtype={str(tensor.dtype).removeprefix('torch.')!r}"
+            f"{path} was saved from a model in {tensor.dtype}, this one runs in {like.dtype} "
+            f"({name}); load the model with dtype={str(tensor.dtype).removeprefix('torch.')!r}"
         )
     return tensor.to(like.device)

@@ -65,7 +65,7 @@ class AllMemConfig(PreTrainedConfig):
             self.text_config = CONFIG_MAPPING[kind](**values)
         elif self.text_config is None:
             self.text_config = CONFIG_MAPPING["qwen3"]()
-        base = self.text_config
+        base: PreTrainedConfig = self.text_config
         self.tie_word_embeddings = bool(base.tie_word_embeddings)
         super().__post_init__(**kwargs)
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -96,6 +96,12 @@ class AllMemConfig(PreTrainedConfig):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
+    def layer_names(self) -> list[str]:
+        """``layers``, which are always known once the configuration is made."""
+        assert self.layers is not None
+        return self.layers
+
+    @property
     def window_config(self) -> WindowConfig:
         """W and S, validated."""
         return WindowConfig(self.window, self.sinks)
@@ -114,7 +120,8 @@ class AllMemConfig(PreTrainedConfig):
 
     def essence(self) -> dict[str, Any]:
         """What decides the meaning of a state or an adapter: no paths, versions or dtypes."""
-        base = copy.deepcopy(self.text_config).to_dict()
+        base: PreTrainedConfig = copy.deepcopy(self.text_config)
+        values = base.to_dict()
         for key in (
             "_name_or_path",
             "transformers_version",
@@ -122,9 +129,9 @@ class AllMemConfig(PreTrainedConfig):
             "torch_dtype",
             "architectures",
         ):
-            base.pop(key, None)
+            values.pop(key, None)
         return {
-            "base": base,
+            "base": values,
             "window": self.window,
             "sinks": self.sinks,
             "layers": self.layers,

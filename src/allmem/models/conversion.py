@@ -23,14 +23,14 @@ __all__ = ["convert", "default_sizes"]
 
 CHECK_TOKENS = 8
 CHECK_TOLERANCE = 5e-2
-"""Largest relative difference of logits between a model and its conversion within the window: rounding
-in bf16 stays well below, a mistaken convention far above."""
+"""Largest relative difference of logits between a model and its conversion within the window:
+rounding in bf16 stays well below, a mistaken convention far above."""
 
 
 def default_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Window, sinks and chunk where the user names none: 4096, 128 and 2048 as in the paper (section
-    5.3) for models trained at 32k and more, the same proportions of an eighth of the trained length
-    below."""
+    """Window, sinks and chunk where the user names none: 4096, 128 and 2048 as in the paper
+    (section 5.3) for models trained at 32k and more, the same proportions of an eighth of the
+    trained length below."""
     trained = getattr(config, "max_position_embeddings", None) or 32768
     window = 4096 if trained >= 32768 else max(64, trained // 8)
     return window, window // 32, window // 2
@@ -51,9 +51,9 @@ def convert(
 ) -> AllMemForCausalLM:
     """Give a pretrained decoder-only language model a memory of constant size.
 
-    The conversion is in place: the model's attention modules become part of the result. All its weights
-    are kept, alpha starts at zero, so the result first computes exactly what the model with a window and
-    sinks computes; distillation then trains the memory.
+    The conversion is in place: the model's attention modules become part of the result. All its
+    weights are kept, alpha starts at zero, so the result first computes exactly what the model with
+    a window and sinks computes; distillation then trains the memory.
 
     Args:
         model: a loaded model, a hub name, a local folder or a GGUF file.
@@ -61,8 +61,8 @@ def convert(
         sinks: S, first tokens that stay visible.
         chunk: C, tokens written to memory in one step.
         mixers: what stands in each layer, ``"allmem"``, ``"allmem*3,full"``, or a list; see
-            ``allmem.mixers.expand_pattern``. A layer that was local already, with a window of at most
-            W, keeps its own window and gets neither sinks nor memory.
+            ``allmem.mixers.expand_pattern``. A layer that was local already, with a window of at
+            most W, keeps its own window and gets neither sinks nor memory.
         keep_full: layers, counted from 0, that keep their full attention.
         memory: options of the ``allmem`` memory; ``chunk`` takes the place of a ``MemoryConfig``'s.
         mixer_options: options of other mixers, by name.
@@ -162,8 +162,8 @@ def _warn_beyond_training(config: PreTrainedConfig, window: WindowConfig) -> Non
     trained = getattr(config, "max_position_embeddings", None)
     if trained and window.window + window.sinks > trained:
         warnings.warn(
-            f"window + sinks = {window.window + window.sinks} is more than the {trained} positions that "
-            "the model was trained for; distances it never saw will be in use",
+            f"window + sinks = {window.window + window.sinks} is more than the {trained} positions "
+            "that the model was trained for; distances it never saw will be in use",
             stacklevel=3,
         )
 
@@ -191,7 +191,7 @@ def _check_same(base: PreTrainedModel, before: torch.Tensor, after: torch.Tensor
     difference = float((after - before).norm() / before.norm().clamp_min(1e-30))
     if not difference <= CHECK_TOLERANCE:
         raise AllMemError(
-            f"cannot convert {type(base).__name__}: within the window the converted model's logits differ "
-            f"from the original's by {difference:.1%}, so its attention does something that the converter "
-            "does not know; please report the architecture"
+            f"cannot convert {type(base).__name__}: within the window the converted model's logits "
+            f"differ from the original's by {difference:.1%}, so its attention does something that "
+            "the converter does not know; please report the architecture"
         )

