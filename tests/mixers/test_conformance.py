@@ -18,7 +18,7 @@ from allmem.mixers.attention import AttentionMixer, AttentionShape, FullMixer, W
 from allmem.mixers.base import Mixer
 from allmem.mixers.conformance import MixerConformance, check_conformance
 from allmem.mixers.layer import LayerMixer
-from allmem.models.modeling import route_attention
+from allmem.models.layer import route_attention
 from allmem.models.structure import attention_shape, attention_weights, layer_rotary
 
 HIDDEN = 24

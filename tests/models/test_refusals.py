@@ -175,7 +175,7 @@ def test_sizes_default_to_the_papers_proportions() -> None:
 
 def test_a_given_window_brings_sinks_and_chunk_that_fit() -> None:
     config = allmem.convert(base_model(), window=40).config
-    assert config.window_config == WindowConfig(40, 1)
+    assert config.window_config == WindowConfig(40, 4)
     assert config.chunk <= 20
 
 

@@ -7,9 +7,6 @@ The base model stays as transformers wrote it; each decoder layer's ``self_attn`
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,99 +16,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
-from allmem.layout import Layout
-from allmem.mixers.attention import ATTENTION_NAME, AttentionMixer, FullMixer, WindowMixer
-from allmem.mixers.base import Mixer
-from allmem.mixers.layer import LayerMixer, LayerState
-from allmem.mixers.registry import memory_kind
+from allmem.layout import document_starts
+from allmem.mixers.layer import LayerState
 from allmem.models.cache import AllMemCache, config_key
-from allmem.models.configuration import LOCAL, AllMemConfig
+from allmem.models.configuration import AllMemConfig
 from allmem.models.fingerprint import fingerprint
-from allmem.models.structure import (
-    attention_shape,
-    attention_weights,
-    check_supported,
-    decoder_layers,
-    layer_rotary,
-    own_window,
-)
+from allmem.models.generation import MemoryGeneration
+from allmem.models.layer import Call, MixedAttention, Observer, mixer_around, route_attention
+from allmem.models.structure import check_supported, decoder_layers
 
-__all__ = ["AllMemForCausalLM", "MixedAttention", "Observer", "route_attention"]
+__all__ = ["AllMemForCausalLM"]
 
 READ_BLOCK = 2048
 """Without gradients, longer inputs are read in blocks of this many slots, so that activations do
 not grow with the input."""
 
 
-@dataclass
-class _Call:
-    """One forward call on its way through the decoder layers."""
-
-    layout: Layout
-    before: list[LayerState]
-    after: list[LayerState]
-    full_attention: bool
-    observe: Observer | None = None
-
-
-class MixedAttention(LayerMixer):
-    """A ``LayerMixer`` in the place of a decoder layer's ``self_attn``."""
-
-    def __init__(
-        self, layer: int, attention: AttentionMixer, memory: Mixer | None, own_window: int | None
-    ) -> None:
-        super().__init__(attention, memory)
-        self.layer = layer
-        self.own_window = own_window
-
-    def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As ``LayerMixer.forward`` if given a state, else as transformers calls ``self_attn``."""
-        if args or "state" in kwargs:
-            return super().forward(hidden_states, *args, **kwargs)
-        call: _Call | None = kwargs.get("allmem_call")
-        if call is None:
-            raise AllMemError(
-                "the base model inside an AllMemForCausalLM was called by itself; call the "
-                "AllMemForCausalLM (with full_attention=True for the original model's function)"
-            )
-        layout = call.layout
-        x = layout.gather(hidden_states)
-        if call.full_attention:
-            table = [
-                layout.gather(part.expand(len(hidden_states), -1, -1))
-                for part in kwargs["position_embeddings"]
-            ]
-            y = self._teacher(x, layout, (table[0], table[1]))
-            if call.observe is not None:
-                call.observe(self, x, y, layout)
-        else:
-            y, call.after[self.layer] = super().forward(x, call.before[self.layer], layout)
-        return layout.scatter(y), None
-
-    def _teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:
-        """What this layer computed before conversion: its own attention and no memory.
-
-        Args:
-            table: cos and sin of the base model, whose frequencies may depend on the length.
-        """
-        parts = (self.attention.core, self.attention.shape, self.attention.rotary)
-        attention: AttentionMixer
-        if self.own_window is None:
-            attention = FullMixer(*parts)
-        else:
-            attention = WindowMixer(*parts, WindowConfig(self.own_window), fixed=True)
-        state = attention.init_state(x.shape[0], x.dtype, x.device)
-        return attention.attend(x, state, layout, table=table)[0]
-
-
-Observer = Callable[[MixedAttention, Tensor, Tensor, Layout], None]
-"""Sees a layer of the teacher at work: the layer, what entered its attention and what its own, full
-attention made of it (both [R, N, D]), and where the tokens stand."""
-
-
-class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
+class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
     """A converted language model, made by ``allmem.convert`` or ``from_pretrained``.
 
     Args:
@@ -147,37 +68,10 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
     def _install_mixers(self) -> None:
         """Replace every layer's ``self_attn``: all or, if one cannot be, none."""
         layers: list[Any] = list(decoder_layers(self.base))
-        mixers = [self._mixer_around(i, layer.self_attn) for i, layer in enumerate(layers)]
+        precise = self._keep_in_fp32_modules_strict
+        mixers = [mixer_around(self.base, self.config, i, precise) for i in range(len(layers))]
         for layer, mixed in zip(layers, mixers, strict=True):
             layer.self_attn = mixed
-
-    def _mixer_around(self, layer: int, core: Any) -> MixedAttention:
-        """What stands in the place of a decoder layer's attention, around it."""
-        config = self.config
-        name = config.layer_names[layer]
-        shape = attention_shape(config.text_config)
-        window = config.window_config
-        rotary = layer_rotary(self.base, core, layer, window)
-        own = own_window(config.text_config, layer)
-        attention: AttentionMixer
-        if name == LOCAL:
-            local = WindowConfig(own or window.window)
-            attention = WindowMixer(core, shape, rotary, local, fixed=True)
-        elif name == "full":
-            attention = FullMixer(core, shape, rotary)
-        else:
-            attention = WindowMixer(core, shape, rotary, window)
-        kind = None if name == LOCAL else memory_kind(name)
-        memory = None
-        if kind is not None:
-            memory = kind.build(
-                shape.hidden_size, config.options_of(name), attention_weights(core, shape)
-            )
-        mixed = MixedAttention(layer, attention, memory, own)
-        weight = core.o_proj.weight
-        if not weight.is_meta:
-            _place(mixed, weight.device, weight.dtype, self._keep_in_fp32_modules_strict)
-        return mixed.train(core.training)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the base model and the mixers set their starting values when they are built."""
@@ -286,7 +180,12 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
         }
-        if self._reads_in_blocks(slots, labels, logits_to_keep, full_attention, kwargs):
+        packed = (
+            attention_mask is None
+            and position_ids is not None
+            and document_starts(position_ids) is not None
+        )
+        if self._reads_in_blocks(slots, labels, logits_to_keep, full_attention, packed, kwargs):
             output = self._read_blocks(arguments, cache, int(logits_to_keep), kwargs)
         else:
             output = self._read(
@@ -320,7 +219,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         cache = AllMemCache(self.config)
         layout = cache.open_call(self, input_ids, attention_mask, position_ids)
         assert cache.states is not None
-        call = _Call(layout, cache.states, list(cache.states), full_attention, observe)
+        call = Call(layout, cache.states, list(cache.states), full_attention, observe)
         output = self.base.base_model(
             input_ids=input_ids,
             position_ids=layout.grid_positions if full_attention else None,
@@ -346,7 +245,7 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         assert slots is not None
         layout = cache.open_call(self, slots, attention_mask, position_ids)
         assert cache.states is not None
-        call = _Call(layout, cache.states, list(cache.states), full_attention)
+        call = Call(layout, cache.states, list(cache.states), full_attention)
         output = self.base(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -366,16 +265,19 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None,
         logits_to_keep: int | Tensor,
         full_attention: bool,
+        packed: bool,
         kwargs: dict[str, Any],
     ) -> bool:
-        wants_layers = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
-        return (
-            slots.shape[1] > READ_BLOCK
-            and not torch.is_grad_enabled()
-            and labels is None
-            and isinstance(logits_to_keep, int)
-            and not full_attention
-            and not wants_layers
+        """Whether a call may be cut without anyone noticing but the memory that it needs."""
+        return not (
+            slots.shape[1] <= READ_BLOCK
+            or torch.is_grad_enabled()
+            or full_attention
+            or labels is not None
+            or not isinstance(logits_to_keep, int)
+            or packed
+            or kwargs.get("output_hidden_states")
+            or kwargs.get("output_attentions")
         )
 
     def _read_blocks(
@@ -387,23 +289,9 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """The same reading, block by block, with logits only where they are asked for."""
         mask = arguments.pop("attention_mask")
-        position_ids = arguments.pop("position_ids")
+        del arguments["position_ids"]
         slots = next(x for x in arguments.values() if x is not None)
         length = slots.shape[1]
-        if mask is None and position_ids is not None:
-            packed = position_ids.expand(slots.shape[:2])
-            if bool((packed[:, 1:] == 0).any()):
-                # Packed documents are rows of their own: there is nothing to carry between blocks.
-                return self._read(
-                    **arguments,
-                    attention_mask=None,
-                    position_ids=position_ids,
-                    cache=cache,
-                    labels=None,
-                    logits_to_keep=logits_to_keep,
-                    full_attention=False,
-                    **kwargs,
-                )
         first_kept = 0 if logits_to_keep == 0 else length - logits_to_keep
         logits = []
         output: CausalLMOutputWithPast | None = None
@@ -427,63 +315,6 @@ class AllMemForCausalLM(PreTrainedModel, GenerationMixin):
         assert output is not None
         output["logits"] = torch.cat(logits, dim=1)
         return output
-
-    # Generation
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """An AllMemCache where transformers would make a DynamicCache."""
-        if generation_config.cache_implementation is not None:
-            raise AllMemError(
-                f"cache_implementation = {generation_config.cache_implementation!r} does not "
-                "apply: a converted model keeps its state in an AllMemCache"
-            )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = AllMemCache(self.config)
-        return None
-
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As in transformers. With ``past_key_values`` the prompt may be the whole text so far, or,
-        as a convenience for long texts, only its new tokens (when it is no longer than what was
-        read)."""
-        cache = kwargs.get("past_key_values")
-        prompt = inputs if inputs is not None else kwargs.get("input_ids")
-        if isinstance(cache, AllMemCache) and cache.columns and prompt is not None:
-            mask = kwargs.get("attention_mask")
-            new = prompt.shape[1] <= cache.columns
-            if new and (mask is None or mask.shape[1] == prompt.shape[1]):
-                mask = torch.ones_like(prompt) if mask is None else mask
-                before = mask.new_ones(mask.shape[0], cache.columns)
-                kwargs["attention_mask"] = torch.cat([before, mask], dim=1)
-        return super().generate(inputs, **kwargs)
-
-
-def route_attention(base: PreTrainedModel) -> None:
-    """Let the attention modules call ours: on a copy of the configuration, since the caller may
-    build other models from the same object."""
-    shared, own = base.config, copy.deepcopy(base.config)
-    own._attn_implementation = ATTENTION_NAME
-    for module in base.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own
-
-
-def _place(
-    mixed: MixedAttention, device: torch.device, dtype: torch.dtype, keep: tuple[str, ...]
-) -> None:
-    """Move a layer's new weights beside its old ones; those in ``keep`` stay in fp32 at least."""
-    if mixed.memory is not None:
-        module: Any
-        for module in mixed.memory.modules():
-            # Else the base model's `_init_weights` would draw our linear maps anew.
-            module._is_hf_initialized = True
-    for name, parameter in mixed.named_parameters():
-        if name.startswith("attention."):
-            continue
-        precise = any(f"{part}." in name for part in keep)
-        target = torch.promote_types(dtype, torch.float32) if precise else dtype
-        parameter.data = parameter.data.to(device, target)
 
 
 AutoModelForCausalLM.register(AllMemConfig, AllMemForCausalLM, exist_ok=True)

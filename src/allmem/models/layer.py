@@ -1,0 +1,165 @@
+"""MixedAttention: what stands in the place of a decoder layer's ``self_attn``.
+
+It speaks transformers' language on one side and the mixers' on the other. One forward call of the
+model travels through the layers as a ``Call``; nothing of it stays on a module.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allmem.config import WindowConfig
+from allmem.errors import AllMemError
+from allmem.layout import Layout
+from allmem.mixers.attention import ATTENTION_NAME, AttentionMixer, FullMixer, WindowMixer
+from allmem.mixers.base import Mixer
+from allmem.mixers.layer import LayerMixer, LayerState
+from allmem.mixers.registry import memory_kind
+from allmem.models.configuration import LOCAL, AllMemConfig
+from allmem.models.structure import (
+    attention_shape,
+    attention_weights,
+    decoder_layers,
+    layer_rotary,
+    own_window,
+)
+
+__all__ = ["Call", "MixedAttention", "Observer", "mixer_around", "route_attention"]
+
+
+@dataclass
+class Call:
+    """One forward call on its way through the decoder layers."""
+
+    layout: Layout
+    before: list[LayerState]
+    after: list[LayerState]
+    full_attention: bool
+    observe: Observer | None = None
+
+
+class MixedAttention(LayerMixer):
+    """A ``LayerMixer`` in the place of a decoder layer's ``self_attn``."""
+
+    def __init__(
+        self, layer: int, attention: AttentionMixer, memory: Mixer | None, own_window: int | None
+    ) -> None:
+        super().__init__(attention, memory)
+        self.layer = layer
+        self.own_window = own_window
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As ``LayerMixer.forward`` if given a state, else as transformers calls ``self_attn``."""
+        if args or "state" in kwargs:
+            return super().forward(hidden_states, *args, **kwargs)
+        call: Call | None = kwargs.get("allmem_call")
+        if call is None:
+            raise AllMemError(
+                "the base model inside an AllMemForCausalLM was called by itself; call the "
+                "AllMemForCausalLM (with full_attention=True for the original model's function)"
+            )
+        layout = call.layout
+        x = layout.gather(hidden_states)
+        if call.full_attention:
+            table = [
+                layout.gather(part.expand(len(hidden_states), -1, -1))
+                for part in kwargs["position_embeddings"]
+            ]
+            y = self._teacher(x, layout, (table[0], table[1]))
+            if call.observe is not None:
+                call.observe(self, x, y, layout)
+        else:
+            y, call.after[self.layer] = super().forward(x, call.before[self.layer], layout)
+        return layout.scatter(y), None
+
+    def _teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:
+        """What this layer computed before conversion: its own attention and no memory.
+
+        Args:
+            table: cos and sin of the base model, whose frequencies may depend on the length.
+        """
+        parts = (self.attention.core, self.attention.shape, self.attention.rotary)
+        attention: AttentionMixer
+        if self.own_window is None:
+            attention = FullMixer(*parts)
+        else:
+            attention = WindowMixer(*parts, WindowConfig(self.own_window), fixed=True)
+        state = attention.init_state(x.shape[0], x.dtype, x.device)
+        return attention.attend(x, state, layout, table=table)[0]
+
+
+Observer = Callable[[MixedAttention, Tensor, Tensor, Layout], None]
+"""Sees a layer of the teacher at work: the layer, what entered its attention and what its own, full
+attention made of it (both [R, N, D]), and where the tokens stand."""
+
+
+def mixer_around(
+    base: PreTrainedModel, config: AllMemConfig, layer: int, keep_fp32: tuple[str, ...]
+) -> MixedAttention:
+    """What stands in the place of a decoder layer's ``self_attn``, around it.
+
+    Args:
+        keep_fp32: parts of the names of memory weights that stay in fp32 whatever the base is in.
+    """
+    decoder_layer: Any = decoder_layers(base)[layer]
+    core = decoder_layer.self_attn
+    name = config.layer_names[layer]
+    shape = attention_shape(config.text_config)
+    window = config.window_config
+    rotary = layer_rotary(base, core, layer, window)
+    own = own_window(config.text_config, layer)
+    attention: AttentionMixer
+    if name == LOCAL:
+        local = WindowConfig(own or window.window)
+        attention = WindowMixer(core, shape, rotary, local, fixed=True)
+    elif name == "full":
+        attention = FullMixer(core, shape, rotary)
+    else:
+        attention = WindowMixer(core, shape, rotary, window)
+    kind = None if name == LOCAL else memory_kind(name)
+    memory = None
+    if kind is not None:
+        memory = kind.build(
+            shape.hidden_size, config.options_of(name), attention_weights(core, shape)
+        )
+    mixed = MixedAttention(layer, attention, memory, own)
+    weight = core.o_proj.weight
+    if not weight.is_meta:
+        _place(mixed, weight.device, weight.dtype, keep_fp32)
+    return mixed.train(core.training)
+
+
+def route_attention(base: PreTrainedModel) -> None:
+    """Let the attention modules call ours: on a copy of the configuration, since the caller may
+    build other models from the same object."""
+    shared, own = base.config, copy.deepcopy(base.config)
+    own._attn_implementation = ATTENTION_NAME
+    for module in base.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+
+
+def _place(
+    mixed: MixedAttention, device: torch.device, dtype: torch.dtype, keep: tuple[str, ...]
+) -> None:
+    """Move a layer's new weights beside its old ones; those in ``keep`` stay in fp32 at least."""
+    if mixed.memory is not None:
+        module: Any
+        for module in mixed.memory.modules():
+            # Else the base model's `_init_weights` would draw our linear maps anew.
+            module._is_hf_initialized = True
+    for name, parameter in mixed.named_parameters():
+        if name.startswith("attention."):
+            continue
+        precise = any(f"{part}." in name for part in keep)
+        target = torch.promote_types(dtype, torch.float32) if precise else dtype
+        parameter.data = parameter.data.to(device, target)
