@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from allmem.layout import Layout
+from allmem.memory.state import accumulation_dtype
 from allmem.mixers.attention import WindowMixer
-from allmem.models.modeling import AllMemForCausalLM, MixedAttention
+from allmem.models.layer import MixedAttention
+from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["match_layers", "matching_loss", "trains"]
 
@@ -44,14 +46,15 @@ def matching_loss(
     """
     assert mixed.memory is not None
     state = mixed.init_state(x.shape[0], x.dtype, x.device)
+    wide = accumulation_dtype(x.dtype)
     with torch.no_grad():
         windowed, _, features = mixed.attention.attend(
             x, state.attention, layout, mixed.memory.reads_features
         )
-        lost = (full - windowed)[:, first:].float()
+        lost = (full - windowed)[:, first:].to(wide)
     assert state.memory is not None
     remembered, _ = mixed.memory(x, state.memory, layout, features)
-    said = (mixed.alpha.to(x.dtype) * remembered.to(x.dtype))[:, first:].float()
+    said = (mixed.alpha.to(x.dtype) * remembered.to(x.dtype))[:, first:].to(wide)
     return (said - lost).square().sum() / lost.square().sum().clamp_min(SMALLEST_TARGET)
 
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from allmem.distill.matching import SMALLEST_TARGET, trains
 from allmem.layout import Layout
 from allmem.memory.projections import LowRank
+from allmem.memory.state import accumulation_dtype
 from allmem.mixers.allmem import AllMemMixer
-from allmem.models.modeling import AllMemForCausalLM, MixedAttention
+from allmem.models.layer import MixedAttention
+from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["ReadoutSolver", "solves"]
 
@@ -88,13 +90,15 @@ class ReadoutSolver:
             remembered, _ = memory(x, state.memory, layout, features)
         finally:
             handle.remove()
-        read = kept[0][:, self.first :].float().flatten(0, 1)  # [n, I]
-        lost = (full - windowed)[:, self.first :].float().flatten(0, 1)  # [n, D]
-        remembered = remembered[:, self.first :].float().flatten(0, 1)
-        error = (mixed.alpha.float() * remembered - lost).square().sum()
+        wide = accumulation_dtype(x.dtype)
+
+        def counted(y: Tensor) -> Tensor:
+            return y[:, self.first :].to(wide).flatten(0, 1)  # [n, I] or [n, D]
+
+        read, lost, said = counted(kept[0]), counted(full - windowed), counted(remembered)
+        error = (mixed.alpha.to(wide) * said - lost).square().sum()
         # Shared projections add a frozen part to the solved one, with alpha = 1.
-        own = projection(kept[0])[:, self.first :].float().flatten(0, 1)
-        target = lost - (remembered - own)
+        target = lost - (said - counted(projection(kept[0])))
         sums = self.sums.get(mixed.layer)
         if sums is None:
             zeros = read.new_zeros

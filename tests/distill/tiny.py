@@ -1,0 +1,83 @@
+"""A tiny random teacher, its converted copy, and texts that it can be distilled on.
+
+All slow weights are drawn at random, alpha included, unless a test is about the start.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import allmem
+from allmem.data import Sequences
+from allmem.distill import DistillConfig
+from allmem.models.modeling import AllMemForCausalLM
+
+V, W, S, C, T = 43, 10, 2, 5, 37
+
+
+def make_model(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    random: bool = True,
+    memory: dict[str, object] | None = None,
+    mixers: str = "allmem",
+) -> AllMemForCausalLM:
+    """A converted model of two layers."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    base = LlamaForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        # Random weights as transformers draws them make every distribution flat.
+        for parameter in base.parameters():
+            parameter.mul_(4 if parameter.dim() == 2 else 1)
+    model = allmem.convert(base, window=W, sinks=S, chunk=C, memory=memory, mixers=mixers)
+    if random:
+        randomise(model)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: AllMemForCausalLM) -> None:
+    """Move every slow weight away from its start."""
+    for name, parameter in model.memory_parameters().items():
+        scale = 0.3 if name.endswith("alpha") else 0.1
+        parameter.add_(scale * torch.randn_like(parameter))
+
+
+def make_text(tokens: int = 600, seed: int = 1) -> Tensor:
+    """[tokens]; runs that come back, so that something older than the window matters."""
+    generator = torch.Generator().manual_seed(seed)
+    phrases = torch.randint(3, V, (8, 6), generator=generator)
+    order = torch.randint(8, (tokens // 6 + 1,), generator=generator)
+    return phrases[order].flatten()[:tokens]
+
+
+def make_sequences(length: int = T, seed: int = 0) -> Sequences:
+    return Sequences([make_text()], length, seed)
+
+
+def make_config(**changes: object) -> DistillConfig:
+    """Twelve steps of two sequences, four in each stage."""
+    values: dict[str, object] = {
+        "tokens": 12 * 2 * T,
+        "length": T,
+        "batch": 2,
+        "stage": "all",
+        "solve_share": 1 / 3,
+        "match_share": 0.5,
+        "lr": 3e-3,
+    }
+    return DistillConfig(**{**values, **changes})  # type: ignore[arg-type]
