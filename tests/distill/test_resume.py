@@ -44,16 +44,13 @@ def test_a_killed_run_gives_the_losses_of_one_that_was_not(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     main(str(tmp_path / "a"), str(whole), resume=False)
-    # Of twelve steps; while matching, and end to end.
-    for count in (6, 10):
-        options = ["--resume"] if (tmp_path / "b" / CHECKPOINT).exists() else []
-        process = start(tmp_path / "b", killed, *options)
-        wait_for(killed, count, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        # A step whose checkpoint was not written is taken again.
-        kept = {line.split()[0]: line for line in lines(killed)}
-        killed.write_text("".join(f"{line}\n" for line in kept.values()))
+    process = start(tmp_path / "b", killed)
+    # Of twelve steps.
+    wait_for(killed, 6, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # The last line may be cut off; a step whose checkpoint was not written is taken again.
+    killed.write_text("".join(f"{line}\n" for line in lines(killed)))
     assert start(tmp_path / "b", killed, "--resume").wait() == 0
     again: dict[str, set[str]] = {}
     for line in lines(killed):

@@ -40,7 +40,7 @@ def test_the_loss_falls_from_a_random_start(stage: str) -> None:
     held_out = make_text(10 * T, seed=2).view(10, T)
     before = compare(model, held_out)
     steps: list[Step] = []
-    config = make_config(stage=stage, tokens=40 * 2 * T, lr=1e-2)
+    config = make_config(stage=stage, tokens=24 * 2 * T, lr=1e-2)
     Trainer(model, make_sequences(), config).run(steps.append)
     after = compare(model, held_out)
     last = steps[-1].stage

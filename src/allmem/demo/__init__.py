@@ -1,0 +1,21 @@
+"""The demo: one small model goes through everything that allmem does, and every figure is measured.
+
+``books`` holds what it reads, ``steps`` what it does, ``original`` what it is compared with,
+``report`` what it leaves behind.
+"""
+
+from allmem.demo.books import Question, load_book, load_questions
+from allmem.demo.report import crossover, save_report
+from allmem.demo.settings import DemoSettings
+from allmem.demo.steps import Answer, Demo
+
+__all__ = [
+    "Answer",
+    "Demo",
+    "DemoSettings",
+    "Question",
+    "crossover",
+    "load_book",
+    "load_questions",
+    "save_report",
+]

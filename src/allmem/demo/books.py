@@ -1,0 +1,49 @@
+"""The two books that ship with allmem, and the questions about one of them."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+from dataclasses import dataclass
+from importlib import resources
+
+__all__ = ["LEARNED", "READ", "Question", "is_right", "load_book", "load_questions"]
+
+LEARNED = "chesterton_man_who_was_thursday_1908"
+"""The book that the memory is distilled on."""
+READ = "morris_wood_beyond_the_world_1894"
+"""The book that is read and asked about. Nothing is learned from it."""
+
+_UNSAID = {"a", "an", "the", "some", "of"}
+"""Words that an answer may leave out."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the book that is read."""
+
+    question: str
+    answer: str
+    offset: int
+    """Of the passage that answers it, in characters."""
+
+
+def load_book(name: str) -> str:
+    """The text of a book that ships with allmem."""
+    file = resources.files("allmem") / "resources" / f"{name}.txt.xz"
+    return lzma.decompress(file.read_bytes()).decode()
+
+
+def load_questions() -> list[Question]:
+    """The fixed questions about ``READ``."""
+    file = resources.files("allmem") / "resources" / "questions.json"
+    listed = json.loads(file.read_text())["questions"]
+    return [Question(q["question"], q["answer"], q["offset"]) for q in listed]
+
+
+def is_right(answer: str, right: str) -> bool:
+    """Whether an answer says all words of the right one, in any case and order, articles aside."""
+    said = set(re.findall(r"[a-z0-9]+", answer.lower()))
+    wanted = set(re.findall(r"[a-z0-9]+", right.lower())) - _UNSAID
+    return wanted <= said

@@ -1,0 +1,200 @@
+"""The steps of the demo, one method each: they compute and measure, print and write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allmem.answering import Reader
+from allmem.demo.books import Question, is_right
+from allmem.demo.original import OriginalReader
+from allmem.demo.settings import DemoSettings
+from allmem.distill import Comparison, Step
+from allmem.distill.evaluate import without_memory
+from allmem.distill.run import Outcome, Texts, distill
+from allmem.models.conversion import convert
+from allmem.opening import OpenedModel
+from allmem.prompts import DocumentPrompt, plain_ids
+from allmem.reading import Progress, Sampling, read
+
+__all__ = ["Answer", "Converted", "Demo", "Point"]
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the conversion did, measured."""
+
+    parameters: int
+    """Of the base."""
+    added: int
+    """Slow weights of the memories."""
+    step_zero: float
+    """Largest difference of logits to the model with the window alone."""
+    within_window: float
+    """Largest difference to the original model on the first S + W tokens: rounding."""
+    largest_logit: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A reading at one position."""
+
+    position: int
+    seconds_per_token: float
+    """In the block that ends here."""
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a question."""
+
+    question: Question
+    text: str
+
+    @property
+    def right(self) -> bool:
+        return is_right(self.text, self.question.answer)
+
+
+class Demo:
+    """One run.
+
+    Args:
+        load: makes the base model; called twice, since conversion is in place.
+        tokenizer: of the base model.
+        learned, book: the texts to learn from, and to read and be asked about.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedModel],
+        tokenizer: Any,
+        learned: str,
+        book: str,
+        questions: list[Question],
+        settings: DemoSettings,
+    ) -> None:
+        self.load = load
+        self.tokenizer = tokenizer
+        self.learned, self.book, self.questions = learned, book, questions
+        self.settings = settings
+        self.prompt = DocumentPrompt(tokenizer)
+        self.points: dict[str, list[Point]] = {}
+        """Measured readings, by the model's name."""
+
+    def convert(self) -> Converted:
+        """Convert the model; compare it with what it should be before it has learned anything."""
+        settings = self.settings
+        base = self.load()
+        parameters = sum(p.numel() for p in base.parameters())
+        # Kept for every later step.
+        self.model = convert(
+            base,
+            window=settings.window,
+            sinks=settings.sinks,
+            chunk=settings.chunk,
+            mixers=settings.mixers(base.config.num_hidden_layers),
+            memory=settings.memory,
+        )
+        ids = self._ids(self.learned[:20_000])[None, : settings.length]
+        with torch.no_grad():
+            student = self.model(ids, use_cache=False).logits.float()
+            with without_memory(self.model):
+                window = self.model(ids, use_cache=False).logits.float()
+            teacher = self.model(ids, full_attention=True).logits.float()
+        seen = settings.sinks + settings.window
+        return Converted(
+            parameters=parameters,
+            added=sum(p.numel() for p in self.model.memory_parameters().values()),
+            step_zero=float((student - window).abs().max()),
+            within_window=float((student - teacher)[:, :seen].abs().max()),
+            largest_logit=float(student.abs().max()),
+        )
+
+    def distil(
+        self,
+        on_step: Callable[[Step], None] | None = None,
+        on_compared: Callable[[str, Comparison], None] | None = None,
+    ) -> Outcome:
+        """Distil the memories on one book, judged on the other."""
+        texts = Texts([self._ids(self.learned)], self._ids(self.book))
+        return distill(
+            self.model,
+            texts,
+            self.settings.distillation(),
+            on_step=on_step,
+            on_compared=on_compared,
+            evaluated=self.settings.evaluated,
+        )
+
+    def read(self, report: Report | None = None) -> list[Point]:
+        """Read the whole book into the memory."""
+        opened = OpenedModel(self.model, self.tokenizer)
+        self.reader = Reader(opened, self.prompt)
+        meter = _Meter(report)
+        ids = self.prompt.document(self.book)
+        read(self.model, ids, self.reader.cache, report=meter, block=self.settings.block)
+        self.points["AllMem"] = meter.points
+        return meter.points
+
+    def answers(self) -> list[Answer]:
+        """Ask every question of the same memory of the whole book."""
+        limit = self.settings.answer_tokens
+        return [
+            Answer(q, "".join(self.reader.answer(q.question, limit, Sampling())).strip())
+            for q in self.questions
+        ]
+
+    def read_original(self, report: Report | None = None) -> list[Point]:
+        """Let the original model read as much of the book as it was trained for."""
+        self.original = OriginalReader(self.load())
+        ids = self.prompt.document(self.book)[: self.settings.full_tokens]
+        meter = _Meter(report)
+        self.original.read(ids, self.settings.block, meter)
+        self.points["full attention"] = meter.points
+        return meter.points
+
+    def original_answers(self) -> list[Answer]:
+        """Ask the original model what it has read the answer to."""
+        limit = self.settings.answer_tokens
+        return [
+            Answer(
+                q,
+                self.original.answer(self.tokenizer, self.prompt.question(q.question), limit),
+            )
+            for q in self.questions
+            if self._tokens_before(q) < len(self.original.ids)
+        ]
+
+    def _tokens_before(self, question: Question) -> int:
+        """Tokens up to the end of the passage that answers a question, and a little more."""
+        end = question.offset + 200
+        return len(self.prompt.document(self.book[:end]))
+
+    def _ids(self, text: str) -> Tensor:
+        return torch.tensor(plain_ids(self.tokenizer, text), dtype=torch.int64)
+
+
+class _Meter:
+    """Turns reports of a reading into points, and passes them on."""
+
+    def __init__(self, report: Report | None) -> None:
+        self.report = report
+        self.points: list[Point] = []
+        self.before = (0, 0.0)
+
+    def __call__(self, progress: Progress) -> None:
+        tokens, seconds = self.before
+        pace = (progress.seconds - seconds) / max(progress.tokens - tokens, 1)
+        self.points.append(Point(progress.tokens, pace, progress.state_bytes))
+        self.before = (progress.tokens, progress.seconds)
+        if self.report is not None:
+            self.report(progress)
