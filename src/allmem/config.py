@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 from allmem.errors import AllMemError, unknown_name
 
-__all__ = ["MemoryConfig", "WindowConfig"]
+__all__ = ["MemoryConfig", "Options", "WindowConfig", "check_chunk_fits_window"]
 
 Projections = Literal["full", "lowrank", "shared"]
 Norm = Literal["internal", "post_update", "none"]
@@ -26,7 +26,7 @@ MATRICES: dict[str, tuple[str, ...]] = {"swiglu": ("gate", "up", "down"), "linea
 """The fast matrices of each memory network, in the order in which rates and states list them."""
 
 
-class _Plain:
+class Options:
     """Reading from and writing to JSON-able dictionaries, with errors that name the nearest key."""
 
     @classmethod
@@ -61,7 +61,7 @@ def _require_choice(owner: str, name: str, value: str, choices: tuple[str, ...])
 
 
 @dataclass(frozen=True)
-class WindowConfig(_Plain):
+class WindowConfig(Options):
     """The short-term memory: which keys a query sees (paper section 3.2).
 
     A query at position ``t`` sees keys ``j <= t`` with ``t - j < window`` or ``j < sinks``.
@@ -89,7 +89,7 @@ class WindowConfig(_Plain):
 
 
 @dataclass(frozen=True)
-class MemoryConfig(_Plain):
+class MemoryConfig(Options):
     """The long-term memory: a network trained by gradient descent while the model reads.
 
     The defaults are the paper's method with the starting values that trained best; every other

@@ -141,13 +141,14 @@ def test_a_row_that_is_done_does_not_disturb_the_others(model: AllMemForCausalLM
     assert torch.equal(found[1, :end], free[1, :end])
 
 
+@pytest.mark.parametrize("length", [6, 40], ids=["short-turn", "turn-longer-than-the-past"])
 @pytest.mark.parametrize("prompt", ["everything", "only-new-tokens"])
 def test_a_conversation_continues_from_its_cache(
-    model: AllMemForCausalLM, story: Tensor, prompt: str
+    model: AllMemForCausalLM, story: Tensor, prompt: str, length: int
 ) -> None:
     cache = AllMemCache(model.config)
     first = model.generate(story[:, :15], past_key_values=cache, **GREEDY)
-    turn = text(2, 6, seed=8)
+    turn = text(2, length, seed=8)
     # The last generated token was not read yet.
     whole = torch.cat([first, turn], dim=1)
     asked = whole if prompt == "everything" else whole[:, cache.get_seq_length() :]

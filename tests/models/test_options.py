@@ -158,3 +158,12 @@ def test_the_memory_starts_where_it_says(name: str) -> None:
     assert not unit.projections.g.weight.any()
     assert not mixed.alpha.any()
     assert (unit.q_norm.weight == 1).all()
+
+
+def test_converting_twice_gives_the_same_model_and_another_seed_another() -> None:
+    def made(seed: int) -> str:
+        torch.manual_seed(int(torch.randint(1000, ())))
+        return allmem.convert(base_model(), window=W, sinks=S, chunk=C, seed=seed).fingerprint()
+
+    assert made(0) == made(0)
+    assert made(0) != made(1)

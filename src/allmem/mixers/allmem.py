@@ -20,6 +20,8 @@ class AllMemMixer(Mixer):
     """A ``MemoryUnit`` under the mixer contract."""
 
     capabilities = Capabilities(constant_state=True, trainable=True)
+    # Small numbers whose rounding matters: rates and the start of the fast weights.
+    keep_fp32 = ("unit.eta", "unit.beta", "unit.initial")
 
     def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
         super().__init__()

@@ -38,6 +38,8 @@ class Mixer(nn.Module, ABC):
     """A token mixer."""
 
     capabilities: ClassVar[Capabilities] = Capabilities()
+    keep_fp32: ClassVar[tuple[str, ...]] = ()
+    """Names of submodules or parameters that stay in fp32 when the model is in half precision."""
     reads_features: bool = False
     """Whether ``forward`` needs the attention's features."""
 

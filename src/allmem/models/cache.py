@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AllMemCache", "config_key"]
 
+HEAD = 32
+"""Token ids that a cache keeps of the beginning of its text."""
+
 
 def config_key(config: AllMemConfig) -> str:
     """A short hash of what decides the meaning of a state."""
@@ -51,6 +54,8 @@ class AllMemCache(Cache):
         self.key = config_key(config)
         self.window = window
         self.chunk = chunk
+        if chunk is not None and config.chunk is None:
+            raise AllMemError(f"chunk = {chunk} was given, but no layer of this model has chunks")
         used_chunk = chunk or config.chunk
         if used_chunk is not None:
             check_chunk_fits_window(used_chunk, (window or config.window_config).window)
@@ -60,6 +65,10 @@ class AllMemCache(Cache):
         """[B] int64, CPU: tokens read by each sequence."""
         self.columns = 0
         """Slots that were fed, padding included: what transformers calls the sequence length."""
+        self.head: Tensor | None = None
+        """[B, up to HEAD] int64, CPU: the first token ids, to know a text by its beginning."""
+        self.note: dict[str, Any] = {}
+        """What ``save`` was given to keep beside the state."""
 
     def __repr__(self) -> str:
         read = f"{len(self.seen)} sequences, {self.columns} slots read, {self.nbytes} bytes"
@@ -107,10 +116,12 @@ class AllMemCache(Cache):
             self.states = model.init_states(layout.rows, slots.device, self.window)
         return layout
 
-    def close_call(self, layout: Layout, states: list[LayerState], length: int) -> None:
+    def close_call(self, layout: Layout, states: list[LayerState], slots: Tensor) -> None:
         """Take over what the call left behind."""
+        if self.columns == 0 and slots.dim() == 2:
+            self.head = slots[:, :HEAD].cpu()
         self.states = states
-        self.columns += length
+        self.columns += slots.shape[1]
         if layout.grid is not None and layout.rows != layout.grid[0]:
             # Packed documents: nothing of them is to be continued.
             self.reset()
@@ -178,6 +189,14 @@ class AllMemCache(Cache):
         self.states = None
         self.seen = torch.zeros(0, dtype=torch.int64)
         self.columns = 0
+        self.head = None
+
+    def begins(self, ids: Tensor) -> bool:
+        """Whether ``ids`` [B, T] are more of the text that was read, from its first token on."""
+        head = self.head
+        if head is None or ids.shape[0] != len(head) or ids.shape[1] <= self.columns:
+            return False
+        return bool(torch.equal(ids[:, : head.shape[1]].cpu(), head))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, in this order (an index may occur more than once)."""
@@ -185,12 +204,14 @@ class AllMemCache(Cache):
             rows = indices.long().cpu()
             self.states = [state.select(rows) for state in self.states]
             self.seen = self.seen[rows]
+            self.head = None if self.head is None else self.head[rows]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every sequence ``repeats`` times, next to one another."""
         if self.states is not None:
             self.states = [state.repeat(repeats) for state in self.states]
             self.seen = self.seen.repeat_interleave(repeats)
+            self.head = None if self.head is None else self.head.repeat_interleave(repeats, 0)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams of a beam search."""
@@ -249,7 +270,8 @@ class AllMemCache(Cache):
             "chunk": self.chunk,
             "columns": self.columns,
             "seen": self.seen.tolist(),
-            "note": note or {},
+            "head": None if self.head is None else self.head.tolist(),
+            "note": self.note if note is None else note,
         }
         write_tensors(path, "state", self.tensors(), header)
 
@@ -276,6 +298,8 @@ class AllMemCache(Cache):
         cache = cls(model.config, window or None, header["chunk"])
         cache.seen = torch.tensor(header["seen"], dtype=torch.int64)
         cache.columns = header["columns"]
+        cache.head = None if header["head"] is None else torch.tensor(header["head"])
+        cache.note = header["note"]
         template = model.init_states(1, model.device, cache.window)
         cache.states = [
             state.with_tensors(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from allmem.config import MemoryConfig, WindowConfig, check_chunk_fits_window
+from allmem.config import WindowConfig, check_chunk_fits_window
 from allmem.errors import AllMemError, unknown_name
 from allmem.mixers.registry import expand_pattern, memory_kind
 
@@ -86,7 +86,7 @@ class AllMemConfig(PreTrainedConfig):
                 continue
             options = kind.config.from_dict(self.mixer_options.get(name, {}))
             self.mixer_options[name] = options.to_dict()
-            if isinstance(options, MemoryConfig):
+            if getattr(options, "chunk", None) is not None:
                 check_chunk_fits_window(options.chunk, window.window)
 
     def __getattr__(self, name: str) -> Any:
@@ -108,9 +108,9 @@ class AllMemConfig(PreTrainedConfig):
 
     @property
     def chunk(self) -> int | None:
-        """C of the ``allmem`` layers; ``None`` if there are none."""
-        options = (self.mixer_options or {}).get("allmem")
-        return None if options is None or "allmem" not in (self.layers or []) else options["chunk"]
+        """C, the largest if memories of several kinds have one; ``None`` if none has."""
+        used = [(self.mixer_options or {}).get(name, {}) for name in set(self.layer_names)]
+        return max((o["chunk"] for o in used if o.get("chunk") is not None), default=None)
 
     def options_of(self, mixer: str) -> Any:
         """The validated options of a memory by its mixer's name; ``None`` for a layer without

@@ -28,9 +28,9 @@ rounding in bf16 stays well below, a mistaken convention far above."""
 
 
 def default_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Window, sinks and chunk where the user names none: 4096, 128 and 2048 as in the paper
-    (section 5.3) for models trained at 32k and more, the same proportions of an eighth of the
-    trained length below."""
+    """Window, sinks and chunk where the user names none: for models trained at 32k and more 4096
+    and 2048 as in the paper (section 5.3) and 128 sinks, below the same proportions of an eighth
+    of the trained length."""
     trained = getattr(config, "max_position_embeddings", None) or 32768
     window = 4096 if trained >= 32768 else max(64, trained // 8)
     return window, default_sinks(window), window // 2
@@ -52,6 +52,7 @@ def convert(
     keep_full: Iterable[int] = (),
     memory: MemoryConfig | dict[str, Any] | None = None,
     mixer_options: dict[str, dict[str, Any]] | None = None,
+    seed: int = 0,
     check: bool = True,
     **load_options: Any,
 ) -> AllMemForCausalLM:
@@ -72,6 +73,7 @@ def convert(
         keep_full: layers, counted from 0, that keep their full attention.
         memory: options of the ``allmem`` memory; ``chunk`` takes the place of a ``MemoryConfig``'s.
         mixer_options: options of other mixers, by name.
+        seed: of the memories' random starting values.
         check: compare the logits of a few tokens before and after.
         load_options: passed to ``from_pretrained`` (``dtype``, ``device_map``, ``revision``).
 
@@ -136,7 +138,7 @@ def convert(
     )
     probe = _probe(base_config, windows) if check else None
     before = _logits(base, probe) if probe is not None else None
-    converted = AllMemForCausalLM(config, base)
+    converted = AllMemForCausalLM(config, base, seed)
     converted.train(base.training)
     if before is not None and probe is not None:
         _check_same(base, before, _logits(converted, probe))

@@ -32,15 +32,13 @@ class MemoryGeneration(GenerationMixin):
         return None
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As in transformers. With ``past_key_values`` the prompt is the whole text so far or, for
-        texts that one does not want to keep, its new tokens alone: a prompt no longer than what the
-        cache has read cannot be the whole, so it is taken as new."""
+        """As in transformers. With ``past_key_values`` the prompt is either the whole text so far
+        and more, which is known by its first tokens, or else the new tokens alone."""
         cache = kwargs.get("past_key_values")
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         if isinstance(cache, AllMemCache) and cache.columns and prompt is not None:
             mask = kwargs.get("attention_mask")
-            new = prompt.shape[1] <= cache.columns
-            if new and (mask is None or mask.shape[1] == prompt.shape[1]):
+            if not cache.begins(prompt) and (mask is None or mask.shape == prompt.shape):
                 mask = torch.ones_like(prompt) if mask is None else mask
                 before = mask.new_ones(mask.shape[0], cache.columns)
                 kwargs["attention_mask"] = torch.cat([before, mask], dim=1)

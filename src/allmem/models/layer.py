@@ -31,6 +31,9 @@ from allmem.models.structure import (
     own_window,
 )
 
+SEED_STRIDE = 1_000_003
+"""Keeps the generators of layers and seeds apart."""
+
 __all__ = ["Call", "MixedAttention", "Observer", "mixer_around", "route_attention"]
 
 
@@ -103,12 +106,12 @@ attention made of it (both [R, N, D]), and where the tokens stand."""
 
 
 def mixer_around(
-    base: PreTrainedModel, config: AllMemConfig, layer: int, keep_fp32: tuple[str, ...]
+    base: PreTrainedModel, config: AllMemConfig, layer: int, seed: int
 ) -> MixedAttention:
     """What stands in the place of a decoder layer's ``self_attn``, around it.
 
     Args:
-        keep_fp32: parts of the names of memory weights that stay in fp32 whatever the base is in.
+        seed: of the memory's random starting values.
     """
     decoder_layer: Any = decoder_layers(base)[layer]
     core = decoder_layer.self_attn
@@ -128,13 +131,17 @@ def mixer_around(
     kind = None if name == LOCAL else memory_kind(name)
     memory = None
     if kind is not None:
-        memory = kind.build(
-            shape.hidden_size, config.options_of(name), attention_weights(core, shape)
-        )
+        with torch.random.fork_rng(devices=[]):
+            # Not the caller's generator: a text that one process has read and another continues
+            # must meet the same memory.
+            torch.manual_seed(seed * SEED_STRIDE + layer)
+            memory = kind.build(
+                shape.hidden_size, config.options_of(name), attention_weights(core, shape)
+            )
     mixed = MixedAttention(layer, attention, memory, own)
     weight = core.o_proj.weight
     if not weight.is_meta:
-        _place(mixed, weight.device, weight.dtype, keep_fp32)
+        _place(mixed, weight.device, weight.dtype)
     return mixed.train(core.training)
 
 
@@ -148,10 +155,9 @@ def route_attention(base: PreTrainedModel) -> None:
             module.config = own
 
 
-def _place(
-    mixed: MixedAttention, device: torch.device, dtype: torch.dtype, keep: tuple[str, ...]
-) -> None:
-    """Move a layer's new weights beside its old ones; those in ``keep`` stay in fp32 at least."""
+def _place(mixed: MixedAttention, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a layer's new weights beside its old ones, some of them in fp32 at least."""
+    keep = mixed.memory.keep_fp32 if mixed.memory is not None else ()
     if mixed.memory is not None:
         module: Any
         for module in mixed.memory.modules():
@@ -160,6 +166,6 @@ def _place(
     for name, parameter in mixed.named_parameters():
         if name.startswith("attention."):
             continue
-        precise = any(f"{part}." in name for part in keep)
+        precise = any(f".{part}." in f".{name}." for part in keep)
         target = torch.promote_types(dtype, torch.float32) if precise else dtype
         parameter.data = parameter.data.to(device, target)

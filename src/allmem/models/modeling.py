@@ -38,6 +38,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
     Args:
         config: of the converted model.
         base: the pretrained model to convert in place; ``None`` builds an untrained one.
+        seed: of the memories' random starting values; the same seed gives the same model.
     """
 
     config_class = AllMemConfig
@@ -49,27 +50,28 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flex_attn = True
     _skip_keys_device_placement = ("past_key_values", "allmem_call")
-    # Small numbers whose rounding matters: rates and the start of the fast weights.
-    _keep_in_fp32_modules_strict = ("unit.eta", "unit.beta", "unit.initial")
 
-    def __init__(self, config: AllMemConfig, base: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, config: AllMemConfig, base: PreTrainedModel | None = None, seed: int = 0
+    ) -> None:
         super().__init__(config)
         if base is None:
             base = AutoModelForCausalLM.from_config(config.text_config)
         check_supported(base)
         self.base = base
         self._no_split_modules = base._no_split_modules
-        self._install_mixers()
+        self._install_mixers(seed)
         route_attention(base)
         self.cache_key = config_key(config)
         self.post_init()
         self.generation_config = base.generation_config
 
-    def _install_mixers(self) -> None:
+    def _install_mixers(self, seed: int) -> None:
         """Replace every layer's ``self_attn``: all or, if one cannot be, none."""
         layers: list[Any] = list(decoder_layers(self.base))
-        precise = self._keep_in_fp32_modules_strict
-        mixers = [mixer_around(self.base, self.config, i, precise) for i in range(len(layers))]
+        mixers = [mixer_around(self.base, self.config, i, seed) for i in range(len(layers))]
+        precise = {name for m in mixers if m.memory is not None for name in m.memory.keep_fp32}
+        self._keep_in_fp32_modules_strict = precise
         for layer, mixed in zip(layers, mixers, strict=True):
             layer.self_attn = mixed
 
@@ -256,7 +258,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
             allmem_call=call,
             **kwargs,
         )
-        cache.close_call(layout, call.after, slots.shape[1])
+        cache.close_call(layout, call.after, slots)
         return output
 
     def _reads_in_blocks(
