@@ -94,6 +94,11 @@ class ChatEncoder:
             "|".join(map(re.escape, sorted(self._added_ids, key=len, reverse=True)))
         )
         self._parts = lru_cache(maxsize=1024)(self._parts_of)
+        # Rows that follow each other often ask about one document.
+        self._document_ids = lru_cache(maxsize=4)(lambda text: plain_ids(tokenizer, text))
+        self._control_ids = lru_cache(maxsize=1024)(
+            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
         self.shows_thinking = "THINKING" in self._placed((("user", False), ("assistant", True)))
         prompt = self._placed((("user", False),), generation=True)
         if prompt == self._placed((("user", False),)):
@@ -130,8 +135,7 @@ class ChatEncoder:
             for part in run:
                 text = part.text if part.turn < 0 else turns[part.turn]["content"]
                 if kind == "control":
-                    ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                    pieces.append(Piece(kind, ids, text))
+                    pieces.append(Piece(kind, list(self._control_ids(text)), text))
                 else:
                     pieces += self._written(kind, text, conversation, part.turn)
         return pieces
@@ -162,7 +166,7 @@ class ChatEncoder:
             return [Piece(kind, plain_ids(self.tokenizer, text), text)]
         rest = text[len(document) :]
         return [
-            Piece("document", plain_ids(self.tokenizer, document), document),
+            Piece("document", list(self._document_ids(document)), document),
             Piece(kind, plain_ids(self.tokenizer, rest), rest),
         ]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -132,17 +133,17 @@ def _borders(piece: Piece, tokenizer: Any) -> NDArray[np.int64]:
     if piece.kind == "response":
         # It may hold control tokens; borders are found by what decodes to whole characters.
         return np.array(_whole_character_borders(piece.ids, tokenizer))
+    return _text_borders(tokenizer, piece.text)
+
+
+@lru_cache(maxsize=4)
+def _text_borders(tokenizer: Any, text: str) -> NDArray[np.int64]:
     encoded = tokenizer(
-        piece.text,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
     spans = np.array(encoded["offset_mapping"]).reshape(-1, 2)
-    if encoded["input_ids"] != piece.ids:
-        raise AssertionError("a text was tokenised in two ways")
     clean = np.flatnonzero(spans[1:, 0] >= spans[:-1, 1]) + 1
-    return np.concatenate([[0], clean, [len(piece.ids)]])
+    return np.concatenate([[0], clean, [len(spans)]])
 
 
 def _whole_character_borders(ids: list[int], tokenizer: Any) -> list[int]:
