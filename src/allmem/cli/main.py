@@ -45,6 +45,7 @@ COMMANDS = [
     ),
     Listed("convert", "allmem.cli.convert", "Give a model a memory and save it."),
     Listed("info", "allmem.cli.info", "Show a model's layers, parameters and state size."),
+    Listed("data", "allmem.cli.data", "Make training data, or look at what was made."),
     Listed("train", "allmem.cli.train", "Distil the memory from the original model."),
     Listed("ask", "allmem.cli.ask", "Read a document once and answer questions about it."),
     Listed("generate", "allmem.cli.generate", "Continue a text."),

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from allmem.errors import AllMemError, unknown_name
 
-__all__ = ["DataConfig", "FilterConfig", "SourceConfig", "load_config"]
+__all__ = ["DataConfig", "FilterConfig", "SourceConfig", "config_from", "load_config"]
 
 Config = TypeVar("Config")
 
@@ -268,6 +268,18 @@ class DataConfig:
         """A short hash of everything chosen."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_from(path: str | None, **overrides: Any) -> DataConfig:
+    """A configuration from a YAML file, or from values alone.
+
+    Raises:
+        AllMemError: as ``load_config``.
+    """
+    if path is not None:
+        return load_config(path, **overrides)
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return build_from(DataConfig, given, "without a configuration file")
 
 
 def load_config(path: str, **overrides: Any) -> DataConfig:

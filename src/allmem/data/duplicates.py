@@ -81,8 +81,9 @@ class Seen:
         self.keys.update(bytes(row) for row in seen["keys"].numpy())
         if self._index is not None:
             for hashes in seen["sketches"].numpy():
-                values = hashes.astype(np.uint64)
-                self._insert(self._sketch.MinHash(PERMUTATIONS, hashvalues=values))
+                sketch = self._sketch.MinHash(PERMUTATIONS, seed=1)
+                sketch.hashvalues = hashes.astype(sketch.hashvalues.dtype)
+                self._insert(sketch)
 
     def _insert(self, sketch: Any) -> None:
         self._index.insert(self._count, sketch)
