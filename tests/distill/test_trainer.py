@@ -73,6 +73,19 @@ def test_comparing_is_what_the_logits_say() -> None:
     assert all(mixed.memory is not None for mixed in model.mixers())
 
 
+def test_the_control_reads_a_memory_that_stays_as_it_began() -> None:
+    model = make_model()
+    ids = make_text(2 * T).view(2, T)
+    before = {name: p.detach().clone() for name, p in model.memory_parameters().items()}
+    found = compare(model, ids, control=True)
+    assert all(torch.equal(p, before[name]) for name, p in model.memory_parameters().items())
+    with torch.no_grad():
+        for name, parameter in model.memory_parameters().items():
+            if ".eta." in name:
+                parameter.fill_(0 if "weight" in name else -1e9)
+    assert found.unwritten == compare(model, ids).memory != found.memory
+
+
 def test_a_budget_in_minutes_ends_the_run() -> None:
     steps: list[Step] = []
     config = make_config(tokens=None, minutes=0.01)

@@ -20,7 +20,7 @@ __all__ = ["command"]
 def command(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR", help="Folder for the plot and figures.")
-    ] = "allmem-demo",
+    ] = "outputs/demo",
     minutes: Annotated[
         float, typer.Option("--minutes", metavar="N", help="Of distillation.")
     ] = 3.0,
@@ -55,7 +55,7 @@ def command(
 
 def present(demo: Demo, output: str, title: str) -> None:
     """Take the steps one by one and say what each found."""
-    from allmem.cli.training import comparison_table, training_report
+    from allmem.cli.training import scores_table, training_report
     from allmem.demo import crossover, save_report
 
     shown = terminal.console()
@@ -85,18 +85,23 @@ def present(demo: Demo, output: str, title: str) -> None:
     )
     say()
     say(
-        f"2. Distillation: {settings.minutes:g} minutes on one book, judged on another one by "
-        "another author"
+        f"2. Distillation: {settings.minutes:g} minutes on one book; before it, the memory scores "
+        "as the window alone"
     )
     with training_report() as on_step:
         outcome = demo.distil(on_step)
-    shown.print(comparison_table(outcome))
+    with terminal.working("comparing"):
+        other = demo.compare_other()
+    say(f"   {terminal.count(outcome.tokens)} tokens of training")
+    shown.print(scores_table(outcome.after, "The end of that book, held out"))
+    shown.print(scores_table(other, "The book that is read below, by another author"))
     say(
-        f"   {terminal.count(outcome.tokens)} tokens; the memory takes away "
-        f"{outcome.after.closed:.1%} of what the window costs in KL"
+        f"   Of the KL that the window costs, training took away {outcome.after.closed:.1%} on the "
+        f"same book and {other.closed:.1%} on the other."
     )
+    say("   What a memory that is never written takes away is a fixed correction: no remembering.")
     say()
-    say("3. Reading the whole of that other book")
+    say("3. Reading the whole of the other book")
     with terminal.reading("AllMem") as report:
         points = demo.read(report)
     last = points[-1]
@@ -137,6 +142,7 @@ def present(demo: Demo, output: str, title: str) -> None:
             "settings": dataclasses.asdict(settings),
             "conversion": dataclasses.asdict(converted),
             "distillation": dataclasses.asdict(outcome),
+            "other book": dataclasses.asdict(other),
             "answers": {"AllMem": _plain(answers), "full attention": _plain(original)},
             "cache outgrows state at": limit,
         },

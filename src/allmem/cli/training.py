@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from allmem.cli.terminal import SECONDS_BETWEEN_LINES, count, error_console
 
 if TYPE_CHECKING:
+    from allmem.distill.evaluate import Comparison
     from allmem.distill.run import Outcome
     from allmem.distill.trainer import Step
 
-__all__ = ["comparison_table", "training_report"]
+__all__ = ["comparison_table", "scores_table", "training_report"]
 
 UNITS = {"solve": "error", "match": "error", "kl": "KL"}
 
@@ -56,12 +57,16 @@ def training_report() -> Iterator[Callable[[Step], None]]:
 
 
 def comparison_table(outcome: Outcome) -> Any:
-    """Loss and KL beyond the window on the held-out text, before and after."""
+    """The figures of a run. Before it the memory said nothing, and scored as the window did."""
+    return scores_table(outcome.after, "Held-out text")
+
+
+def scores_table(after: Comparison, title: str) -> Any:
+    """Loss and KL beyond the window of every reader of a text."""
     from rich.table import Table
 
-    before, after = outcome.before, outcome.after
     table = Table(
-        title=f"Held-out text, {count(after.positions)} positions beyond the window",
+        title=f"{title}, {count(after.positions)} positions beyond the window",
         title_justify="left",
     )
     table.add_column("model")
@@ -70,9 +75,10 @@ def comparison_table(outcome: Outcome) -> Any:
     rows = [
         ("full attention (teacher)", after.teacher),
         ("window alone", after.window),
-        ("window and memory, before training", before.memory),
-        ("window and memory, after training", after.memory),
+        ("window and memory", after.memory),
     ]
+    if after.unwritten is not None:
+        rows.append(("the same, memory never written", after.unwritten))
     for name, score in rows:
         table.add_row(name, f"{score.loss:.4f}", f"{score.kl:.4f}")
     return table

@@ -31,13 +31,15 @@ class DemoSettings:
     layers: tuple[int, ...] | None = MEMORY_LAYERS
     """Layers that get a memory; the others keep the window alone. ``None`` for all."""
     memory: dict[str, Any] = field(default_factory=lambda: {"heads": 3, "head_dim": 64})
-    length: int = 512
+    length: int = 768
     """Tokens of a training sequence."""
-    solve_share: float = 0.2
+    solve_share: float = 0.3
     match_share: float = 0.0
-    kl_lr: float = 5e-4
+    kl_lr: float = 2e-4
+    held_out: float = 0.15
+    """Share of the learned book, its end, that is kept back to judge by."""
     evaluated: int = 8
-    """Held-out sequences."""
+    """Held-out sequences of each book."""
     full_tokens: int = 8064
     """How far full attention reads: SmolLM2 was trained on 8192 positions; answers need some."""
     block: int = 512

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from allmem.answering import Reader
+from allmem.data import spread_sequences
 from allmem.demo.books import Question, is_right
 from allmem.demo.original import OriginalReader
 from allmem.demo.settings import DemoSettings
-from allmem.distill import Comparison, Step
+from allmem.distill import Comparison, Step, compare
 from allmem.distill.evaluate import without_memory
 from allmem.distill.run import Outcome, Texts, distill
 from allmem.models.conversion import convert
@@ -124,8 +125,10 @@ class Demo:
         on_step: Callable[[Step], None] | None = None,
         on_compared: Callable[[str, Comparison], None] | None = None,
     ) -> Outcome:
-        """Distil the memories on one book, judged on the other."""
-        texts = Texts([self._ids(self.learned)], self._ids(self.book))
+        """Distil the memories on one book, judged on its end, which they did not see."""
+        ids = self._ids(self.learned)
+        cut = int(len(ids) * (1 - self.settings.held_out))
+        texts = Texts([ids[:cut]], ids[cut:])
         return distill(
             self.model,
             texts,
@@ -134,6 +137,12 @@ class Demo:
             on_compared=on_compared,
             evaluated=self.settings.evaluated,
         )
+
+    def compare_other(self) -> Comparison:
+        """The same figures on the other book, which is by another author."""
+        settings = self.settings
+        held_out = spread_sequences(self._ids(self.book), settings.length, settings.evaluated)
+        return compare(self.model, held_out, control=True)
 
     def read(self, report: Report | None = None) -> list[Point]:
         """Read the whole book into the memory."""

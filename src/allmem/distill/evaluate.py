@@ -1,15 +1,16 @@
 """How far a student is from its teacher beyond the window: loss and KL on held-out text.
 
 Three readers of the same text, from the same weights: the teacher (full attention), the window
-alone, and the window with its memory. Positions below the window tell nothing: there all three
-are equal.
+alone, and the window with its memory. A fourth, as a control, reads its memory and never writes it:
+what it gains over the window is a fixed correction that remembers nothing. Positions below the
+window tell nothing: there all are equal.
 
 Letters: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,9 +19,18 @@ from torch import Tensor
 
 from allmem.distill.losses import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError
+from allmem.mixers.allmem import AllMemMixer
 from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["Comparison", "Score", "check_reaches_beyond", "compare", "head_of", "without_memory"]
+__all__ = [
+    "Comparison",
+    "Score",
+    "check_reaches_beyond",
+    "compare",
+    "head_of",
+    "without_memory",
+    "without_writing",
+]
 
 HEAD_TOLERANCE = 1e-2
 
@@ -43,6 +53,8 @@ class Comparison:
     window: Score
     memory: Score
     positions: int
+    unwritten: Score | None = None
+    """The window with a memory that stays as it began."""
 
     @property
     def closed(self) -> float:
@@ -61,6 +73,26 @@ def without_memory(model: AllMemForCausalLM) -> Iterator[None]:
     finally:
         for mixed, memory in zip(model.mixers(), memories, strict=True):
             mixed.memory = memory
+
+
+@contextmanager
+def without_writing(model: AllMemForCausalLM) -> Iterator[None]:
+    """Inner rates of zero: the memories are read and never written."""
+    rates = [
+        mixed.memory.unit.eta for mixed in model.mixers() if isinstance(mixed.memory, AllMemMixer)
+    ]
+    saved = [(rate.weight.detach().clone(), rate.bias.detach().clone()) for rate in rates]
+    with torch.no_grad():
+        for rate in rates:
+            rate.weight.zero_()
+            rate.bias.fill_(-torch.inf)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for rate, (weight, bias) in zip(rates, saved, strict=True):
+                rate.weight.copy_(weight)
+                rate.bias.copy_(bias)
 
 
 def head_of(model: AllMemForCausalLM) -> Head:
@@ -90,12 +122,12 @@ def compare(
     model: AllMemForCausalLM,
     sequences: Tensor,
     *,
-    on_sequence: Callable[[int, int], None] | None = None,
+    control: bool = False,
 ) -> Comparison:
-    """Let the three readers predict ``sequences`` [B, T] beyond the window.
+    """Let the readers predict ``sequences`` [B, T] beyond the window.
 
     Args:
-        on_sequence: called with (done, total) after every sequence.
+        control: let the one that never writes read too.
 
     Raises:
         AllMemError: if the sequences are no longer than the window.
@@ -106,21 +138,22 @@ def compare(
     head = head_of(model)
     training = model.training
     model.eval()
-    totals = torch.zeros(3, 2, dtype=torch.float64)
-    for done, ids in enumerate(sequences.to(model.device).split(1), 1):
+    totals = torch.zeros(4 if control else 3, 2, dtype=torch.float64)
+    for ids in sequences.to(model.device).split(1):
         teacher = model.hidden_states(ids, full_attention=True)
         with without_memory(model):
             window = model.hidden_states(ids)
-        memory = model.hidden_states(ids)
+        streams = [teacher, window, model.hidden_states(ids)]
+        if control:
+            with without_writing(model):
+                streams.append(model.hidden_states(ids))
         # The last position predicts a token that is not there.
-        readers = [h[0, first:-1] for h in (teacher, window, memory)]
+        readers = [stream[0, first:-1] for stream in streams]
         totals += _sums(readers, ids[0, first + 1 :], head)
-        if on_sequence is not None:
-            on_sequence(done, count)
     model.train(training)
     positions = count * (length - first - 1)
     scores = [Score(float(loss), float(kl)) for loss, kl in totals / positions]
-    return Comparison(scores[0], scores[1], scores[2], positions)
+    return Comparison(scores[0], scores[1], scores[2], positions, scores[3] if control else None)
 
 
 def _sums(readers: list[Tensor], targets: Tensor, head: Head) -> Tensor:

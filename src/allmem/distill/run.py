@@ -119,7 +119,7 @@ def distill(
     if on_compared is not None:
         on_compared("before", before)
     trainer.run(on_step)
-    after = compare(model, held_out)
+    after = compare(model, held_out, control=True)
     _write_results(folder, before, after)
     if on_compared is not None:
         on_compared("after", after)
