@@ -140,8 +140,9 @@ class MemoryConfig(Options):
     step: float = 0.1
     """Inner step at the start for ``down``, as a fraction of the largest stable one for one
     token."""
-    step_ratio: float = 0.1
-    """Step of the other matrices, as a fraction of the one of ``down``."""
+    step_ratio: float = 0.003
+    """Step of the other matrices, as a fraction of the one of ``down``. Small, because keys of real
+    text share a large mean: a tenth overshoots a hundredfold (benchmarks/results/inner_step.md)."""
     reference_chunk: int = 64
     """C_ref: rates are scaled by min(1, C_ref / C), since a chunk's gradient is a sum over its
     tokens."""

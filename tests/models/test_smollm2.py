@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import lzma
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -41,9 +40,7 @@ def book(length: int) -> Tensor:
     return ids[:, :length]
 
 
-def model_of(
-    base: PreTrainedModel, mixers: str, memory: dict[str, Any] | None = None
-) -> AllMemForCausalLM:
+def model_of(base: PreTrainedModel, mixers: str) -> AllMemForCausalLM:
     chunk = CHUNK if mixers == "allmem" else None
     model = allmem.convert(
         copy.deepcopy(base),
@@ -51,7 +48,6 @@ def model_of(
         sinks=SINKS,
         chunk=chunk,
         mixers=mixers,
-        memory=memory,
         check=False,
     )
     with torch.no_grad():
@@ -79,24 +75,18 @@ def predictions(model: AllMemForCausalLM, ids: Tensor) -> list[Tensor]:
 
 
 SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
-OVERSHOOTS = pytest.mark.xfail(
-    strict=True,
-    reason="the default step overshoots on the keys of real text: F_down turns chaotic after a "
-    "dozen chunks, and rounding of 0.4 % grows to 40 %; at a tenth of it nothing grows",
-)
 
 
 @pytest.mark.parametrize(
-    ("length", "memory"),
+    "length",
     [
-        pytest.param(1024, {}, id="1k"),
-        pytest.param(8192, {"step": 0.01}, marks=SLOW, id="8k-small-step"),
-        pytest.param(8192, {}, marks=[*SLOW, OVERSHOOTS], id="8k"),
+        pytest.param(1024, id="1k"),
+        pytest.param(8192, marks=SLOW, id="8k"),
     ],
 )
 def test_half_precision_costs_a_memory_little_more_than_a_window(
-    base: PreTrainedModel, length: int, memory: dict[str, Any]
+    base: PreTrainedModel, length: int
 ) -> None:
     ids = book(length)
     window = rounding(model_of(base, "window"), ids)
-    assert 0 < rounding(model_of(base, "allmem", memory), ids) <= 1.5 * window
+    assert 0 < rounding(model_of(base, "allmem"), ids) <= 1.5 * window
