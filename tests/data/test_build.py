@@ -90,6 +90,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         build(values, tmp_path / "killed")
     monkeypatch.undo()
+    (tmp_path / "killed" / ".short-00000.safetensors.x.part").write_bytes(b"torn")
     build(values, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 

@@ -91,6 +91,14 @@ def test_samples_have_the_length_asked_for_and_hold_the_answer(
         assert sample.info["kind"] == kind
 
 
+def test_many_passages_fit_exactly(sources: dict[str, str]) -> None:
+    made = builder("haystack", "en", sources, tokens=2400)
+    for n in range(4):
+        sample = made.sample(n)
+        assert str(sample.document).count("Passage ") > 30
+        assert 2300 < tokens(sample) <= 2400
+
+
 @pytest.mark.parametrize(("kind", "language"), CASES)
 def test_a_sample_is_a_function_of_seed_and_number(
     kind: str, language: str, sources: dict[str, str]

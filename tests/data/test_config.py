@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from allmem.data.builders import BUILDERS
 from allmem.data.config import DataConfig, build_from, load_config
 from allmem.errors import AllMemError
 
@@ -74,3 +77,14 @@ def test_equal_choices_have_equal_fingerprints() -> None:
     first, again = (build_from(DataConfig, dict(GOOD), "x") for _ in range(2))
     other = build_from(DataConfig, {**GOOD, "seed": 1}, "x")
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+def test_the_recipes_of_the_documentation_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(recipes) >= 3
+    for recipe in recipes:
+        values = {"model": "smollm2", **yaml.safe_load(recipe)}
+        for source in build_from(DataConfig, values, "docs/data.md").parsed_sources:
+            if source.build is not None:
+                build_from(BUILDERS[source.build], source.options, source.label)  # type: ignore[arg-type]

@@ -238,6 +238,9 @@ def _open_folder(folder: Path, config: DataConfig, origin: dict[str, Any]) -> In
     stable = {k: v for k, v in origin.items() if k != "made_with"}
     text = f"{config.fingerprint()} {sorted(stable.items())}"
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    for torn in folder.glob(".*.part"):
+        # What a killed build was writing.
+        torn.unlink(missing_ok=True)
     if (folder / INDEX).exists():
         index = read_index(folder)
         if index.fingerprint != fingerprint:
@@ -251,7 +254,6 @@ def _open_folder(folder: Path, config: DataConfig, origin: dict[str, Any]) -> In
         strangers = [f.name for f in folder.iterdir() if f.suffix != ".safetensors"]
     except OSError as error:
         raise AllMemError(f"cannot write to {folder}: {error.strerror}") from error
-    strangers = [name for name in strangers if not name.endswith(".part")]
     if strangers:
         raise AllMemError(
             f"{folder} holds other files ({strangers[0]}, ...); name a new or empty folder"

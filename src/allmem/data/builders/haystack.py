@@ -89,7 +89,8 @@ class Haystack(BuilderBase):
             order.sample(range(len(self.rows)), len(self.rows))[n % len(self.rows)]
         ]
         asked = QUESTIONS[self.language].format(question=question)
-        room = self.room(rng, asked, answer) - self.sizes[gold]
+        whole = self.room(rng, asked, answer)
+        room = whole - self.sizes[gold]
         chosen = []
         for other in self._others(rng, question, answer, gold):
             if self.sizes[other] > room:
@@ -97,15 +98,26 @@ class Haystack(BuilderBase):
             room -= self.sizes[other]
             chosen.append(other)
         rng.shuffle(chosen)
-        place = self._place(rng, [self.sizes[i] for i in chosen])
-        chosen.insert(place, gold)
+        wish = rng.random()
+        while True:
+            place = self._place(wish, [self.sizes[i] for i in chosen])
+            document, span = self._assemble([*chosen[:place], gold, *chosen[place:]], gold)
+            # Passages that stand together may have more tokens than each by itself.
+            excess = self.material.count(document) - whole
+            if excess <= 0 or not chosen:
+                return self.finish(n, document, asked, answer, [span])
+            while excess > 0 and chosen:
+                excess -= self.sizes[chosen.pop()]
+
+    def _assemble(self, numbers: list[int], gold: int) -> tuple[str, tuple[int, int]]:
+        """Passages as one document, and where the gold one stands in it."""
         document, span = "", (0, 0)
-        for i, number in enumerate(chosen, 1):
+        for i, number in enumerate(numbers, 1):
             text = TITLES[self.language].format(n=i, text=self.pool[number])
             if number == gold:
                 span = (len(document), len(document) + len(text.rstrip()))
             document += text
-        return self.finish(n, document.rstrip(), asked, answer, [span])
+        return document.rstrip(), span
 
     def _others(self, rng: random.Random, question: str, answer: str, gold: int) -> list[int]:
         """Passages to hide among, the hard ones first."""
@@ -122,8 +134,8 @@ class Haystack(BuilderBase):
             if i != gold and held not in self.pool[i].lower()
         ]
 
-    def _place(self, rng: random.Random, sizes: list[int]) -> int:
-        """How many passages stand before the gold one."""
+    def _place(self, wish: float, sizes: list[int]) -> int:
+        """How many passages stand before the gold one; ``wish`` from 0, the least, to 1."""
         total = sum(sizes)
         low, high = (d * total for d in self.depth)
         high = min(high, total - self.min_distance)
@@ -132,9 +144,9 @@ class Haystack(BuilderBase):
                 f"builder haystack: there are passages of {total} tokens only, fewer than "
                 f"min_distance = {self.min_distance}; give more passages"
             )
-        wish = rng.uniform(min(low, high), high)
+        low = min(low, high)
         before, at = 0, 0
-        while at < len(sizes) and before + sizes[at] <= wish:
+        while at < len(sizes) and before + sizes[at] <= low + wish * (high - low):
             before += sizes[at]
             at += 1
         return at
