@@ -1,8 +1,8 @@
 """Associative recall: the smallest task that shows whether a memory remembers.
 
-A sequence is a run of key-value pairs, ``k v k v ...``. Each sequence ties its keys to values of its
-own; a key that comes again asks for the value that it had before. With a window shorter than the
-sequence, some of those values are out of sight.
+A sequence is a run of key-value pairs, ``k v k v ...``. Each sequence ties its keys to values of
+its own; a key that comes again asks for the value that it had before. With a window shorter than
+the sequence, some of those values are out of sight.
 
 Letters: B sequences, T tokens of a sequence.
 """
@@ -22,7 +22,8 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class RecallTask:
-    """Sequences of ``length`` tokens that tie ``keys`` keys, drawn from ``vocabulary`` ones, to values.
+    """Sequences of ``length`` tokens that tie ``keys`` keys, drawn from ``vocabulary`` ones, to
+    values.
 
     Token ids: keys are 0 ... vocabulary - 1, values follow.
     """
@@ -40,8 +41,8 @@ class RecallTask:
         """Draw sequences.
 
         Returns:
-            input ids [B, T] and answers [B, T]: at a key that was seen before, its value, which is the
-            next token; ``IGNORED`` elsewhere.
+            input ids [B, T] and answers [B, T]: at a key that was seen before, its value, which is
+            the next token; ``IGNORED`` elsewhere.
         """
         pairs = self.length // 2
         order = torch.rand(batch, self.vocabulary, generator=generator).argsort(1)
