@@ -62,6 +62,11 @@ FORMS = {
         (Message("system", "s"), user("q"), assistant("a")),
         None,
     ),
+    "list-for-each-field": (
+        {"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}},
+        (user("q"), assistant("a")),
+        None,
+    ),
     "alpaca": (
         {"instruction": "do", "input": "this", "output": "done"},
         (user("do\n\nthis"), assistant("done")),

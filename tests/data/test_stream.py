@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import allmem
 from allmem.data.stream import IGNORED, RowStream, collate
 from allmem.errors import AllMemError
 from allmem.layout import document_starts
 from tests.data.folders import build, chats, config, write_rows
+from tests.models.tiny import BASES, C, S, V, W
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,28 @@ def test_a_batch_marks_padding_as_a_document_of_its_own(folder: Path) -> None:
     starts = document_starts(batch["position_ids"])
     assert starts is not None
     assert starts.long().tolist() == [[1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+
+
+def test_a_packed_document_is_read_as_if_it_were_alone(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", chats(12))
+    build(config({"path": str(rows)}), tmp_path / "out")
+    base = AutoModelForCausalLM.from_config(BASES["qwen3"]())
+    model = allmem.convert(base, window=W, sinks=S, chunk=C).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.memory_parameters().items():
+            if name.endswith("alpha"):
+                parameter.normal_()
+        long, short = sorted(
+            islice(RowStream(tmp_path / "out"), 4), key=lambda row: -len(row["input_ids"])
+        )[::3]
+        batch = collate([long, short])
+        ids = batch["input_ids"] % V
+        packed = model(ids, position_ids=batch["position_ids"], use_cache=False).logits[0]
+        starts = (long["position_ids"] == 0).nonzero()[:, 0].tolist()
+        assert len(starts) > 1
+        for begin, end in pairwise([*starts, len(long["input_ids"])]):
+            alone = model(ids[:1, begin:end], use_cache=False).logits[0]
+            assert torch.allclose(packed[begin:end], alone, atol=1e-8)
 
 
 def test_a_state_of_other_data_or_another_order_is_refused(folder: Path) -> None:

@@ -84,7 +84,7 @@ def _message(role: Any, content: Any, thinking: Any = None) -> Message:
 
 
 def _turns(row: Row, field: str, role: str, content: str) -> list[Message]:
-    turns = row.get(field)
+    turns = _as_list(row.get(field))
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise Dropped("no_messages", f"{field!r} is empty")
     messages = []
@@ -96,6 +96,13 @@ def _turns(row: Row, field: str, role: str, content: str) -> list[Message]:
         thinking = turn.get("reasoning_content") or turn.get("thinking")
         messages.append(_message(turn.get(role), turn.get(content), thinking))
     return messages
+
+
+def _as_list(turns: Any) -> Any:
+    """Turns as a list: some versions of datasets hand over one list for each field."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(v, list) for v in turns.values()):
+        return [dict(zip(turns, turn, strict=False)) for turn in zip(*turns.values(), strict=False)]
+    return turns
 
 
 def _system(row: Row) -> list[Message]:
@@ -122,7 +129,7 @@ def _messages(row: Row) -> Iterator[Conversation]:
 
 def _sharegpt(row: Row) -> Iterator[Conversation]:
     """``conversations`` [{from, value}] (ShareGPT; OpenHermes-2.5 and others)."""
-    turns = row["conversations"]
+    turns = _as_list(row["conversations"])
     old = isinstance(turns, Sequence) and bool(turns) and "from" in turns[0]
     named = ("from", "value") if old else ("role", "content")
     yield from _dialogue(row, _turns(row, "conversations", *named))
