@@ -84,7 +84,7 @@ def run_split(
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-300))
+    return float(((a - b).norm() / b.norm().clamp_min(1e-300)).detach())
 
 
 def leaves_of(p: dict[str, Any]) -> dict[str, Tensor]:
