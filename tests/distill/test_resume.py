@@ -110,6 +110,9 @@ def test_resuming_on_another_text_or_model_is_an_error(tmp_path: Path) -> None:
     Trainer(make_model(), make_sequences(), make_config(), tmp_path).save()
     with pytest.raises(AllMemError, match="text = "):
         Trainer(make_model(), make_sequences(seed=9), make_config(), tmp_path, resume=True)
+    other = make_model(seed=1)
+    with pytest.raises(AllMemError, match="base model = "):
+        Trainer(other, make_sequences(), make_config(), tmp_path, resume=True)
     other = make_model(memory={"width": 5})
     with pytest.raises(AllMemError, match="mixer_options = "):
         Trainer(other, make_sequences(), make_config(), tmp_path, resume=True)

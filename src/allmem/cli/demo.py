@@ -61,7 +61,7 @@ def present(demo: Demo, output: str, title: str) -> None:
     shown = terminal.console()
 
     def say(line: str = "") -> None:
-        shown.print(line, markup=False)
+        shown.print(line, markup=False, soft_wrap=True)
 
     settings = demo.settings
     say(f"allmem demo: {title}")
@@ -81,7 +81,7 @@ def present(demo: Demo, output: str, title: str) -> None:
     )
     say(
         f"   and to the original on the first {settings.sinks + settings.window} tokens "
-        f"{converted.within_window:.3g} (rounding; logits reach {converted.largest_logit:.0f})"
+        f"{converted.within_window:.2%} of their norm (rounding)"
     )
     say()
     say(
@@ -96,10 +96,10 @@ def present(demo: Demo, output: str, title: str) -> None:
     shown.print(scores_table(outcome.after, "The end of that book, held out"))
     shown.print(scores_table(other, "The book that is read below, by another author"))
     say(
-        f"   Of the KL that the window costs, training took away {outcome.after.closed:.1%} on the "
-        f"same book and {other.closed:.1%} on the other."
+        f"   The KL that the window costs changes by {-outcome.after.closed:+.1%} on the same book "
+        f"and by {-other.closed:+.1%} on the other."
     )
-    say("   What a memory that is never written takes away is a fixed correction: no remembering.")
+    say("   What a memory that is never written changes is a fixed correction, not remembering.")
     say()
     say("3. Reading the whole of the other book")
     with terminal.reading("AllMem") as report:
@@ -133,7 +133,10 @@ def present(demo: Demo, output: str, title: str) -> None:
             f"   Full attention's cache is the smaller one up to {terminal.count(limit)} tokens; "
             "from there on it outgrows AllMem's state."
         )
-    say(f"   Full attention was measured up to {terminal.count(read)} tokens, its trained range.")
+    say(
+        f"   Full attention, as transformers runs it, was measured up to {terminal.count(read)} "
+        "tokens, about as far as the model was trained."
+    )
     files = save_report(
         output,
         demo.points,
@@ -176,15 +179,16 @@ def _cost_table(points: dict[str, list[Any]]) -> Any:
     for name in points:
         table.add_column(f"{name}: state", justify="right")
         table.add_column("ms per token", justify="right")
-    longest = max(points.values(), key=lambda line: line[-1].position)
-    for point in sampled(longest):
+    lines = list(points.values())
+    positions = {p.position for line in lines for p in sampled(line)}
+    for position in sorted(positions):
         cells = []
-        for line in points.values():
-            near = [p for p in line if p.position == point.position]
+        for line in lines:
+            near = [p for p in line if p.position == position]
             cells += (
                 [terminal.size(near[0].state_bytes), f"{1000 * near[0].seconds_per_token:.2f}"]
                 if near
                 else ["", ""]
             )
-        table.add_row(terminal.count(point.position), *cells)
+        table.add_row(terminal.count(position), *cells)
     return table

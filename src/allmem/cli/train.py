@@ -86,7 +86,7 @@ def command(
             help="solve: output projections in closed form; match: each layer alone; kl: end to "
             "end; both: match, then kl; all: the three.",
         ),
-    ] = StageChoice.both,
+    ] = StageChoice.all,
     solve_share: Annotated[
         float,
         typer.Option(
@@ -95,16 +95,17 @@ def command(
             help="Share of the budget that 'all' gives to solving.",
             rich_help_panel=RECIPE,
         ),
-    ] = 0.2,
+    ] = 0.3,
     match_share: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--match-share",
             metavar="X",
             help="Share of the rest that matching gets.",
+            show_default="0.6 of 'both', nothing of 'all'",
             rich_help_panel=RECIPE,
         ),
-    ] = 0.6,
+    ] = None,
     lr: Annotated[
         float,
         typer.Option("--lr", metavar="X", help="Peak rate when matching.", rich_help_panel=RECIPE),
@@ -115,7 +116,7 @@ def command(
             "--kl-lr",
             metavar="X",
             help="Peak rate end to end.",
-            show_default="half of --lr",
+            show_default="a fifth of --lr",
             rich_help_panel=RECIPE,
         ),
     ] = None,

@@ -63,12 +63,10 @@ def comparison_table(outcome: Outcome) -> Any:
 
 def scores_table(after: Comparison, title: str) -> Any:
     """Loss and KL beyond the window of every reader of a text."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table(
-        title=f"{title}, {count(after.positions)} positions beyond the window",
-        title_justify="left",
-    )
+    table = Table()
     table.add_column("model")
     table.add_column("loss", justify="right")
     table.add_column("KL to the teacher", justify="right")
@@ -81,4 +79,5 @@ def scores_table(after: Comparison, title: str) -> Any:
         rows.append(("the same, memory never written", after.unwritten))
     for name, score in rows:
         table.add_row(name, f"{score.loss:.4f}", f"{score.kl:.4f}")
-    return table
+    # A table folds its own title to its width.
+    return Group(f"{title}, {count(after.positions)} positions beyond the window:", table)

@@ -34,13 +34,12 @@ class DemoSettings:
     length: int = 768
     """Tokens of a training sequence."""
     solve_share: float = 0.3
-    match_share: float = 0.0
     kl_lr: float = 2e-4
     held_out: float = 0.15
     """Share of the learned book, its end, that is kept back to judge by."""
     evaluated: int = 8
     """Held-out sequences of each book."""
-    full_tokens: int = 8064
+    full_tokens: int = 7680
     """How far full attention reads: SmolLM2 was trained on 8192 positions; answers need some."""
     block: int = 512
     """Tokens between two measurements of a reading."""
@@ -59,7 +58,6 @@ class DemoSettings:
             length=self.length,
             stage="all",
             solve_share=self.solve_share,
-            match_share=self.match_share,
             kl_lr=self.kl_lr,
             seed=self.seed,
         )

@@ -39,8 +39,8 @@ class Converted:
     step_zero: float
     """Largest difference of logits to the model with the window alone."""
     within_window: float
-    """Largest difference to the original model on the first S + W tokens: rounding."""
-    largest_logit: float
+    """Difference to the original model on the first S + W tokens, as a share of the logits' norm:
+    rounding."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Point:
 
     position: int
     seconds_per_token: float
-    """In the block that ends here."""
+    """In the block that ends here; in the last two, if it is cut short by the text's end."""
     state_bytes: int
 
 
@@ -116,8 +116,7 @@ class Demo:
             parameters=parameters,
             added=sum(p.numel() for p in self.model.memory_parameters().values()),
             step_zero=float((student - window).abs().max()),
-            within_window=float((student - teacher)[:, :seen].abs().max()),
-            largest_logit=float(student.abs().max()),
+            within_window=float((student - teacher)[:, :seen].norm() / teacher[:, :seen].norm()),
         )
 
     def distil(
@@ -198,12 +197,16 @@ class _Meter:
     def __init__(self, report: Report | None) -> None:
         self.report = report
         self.points: list[Point] = []
-        self.before = (0, 0.0)
+        self.marks = [(0, 0.0)]
+        """(tokens, seconds) at the end of every block."""
 
     def __call__(self, progress: Progress) -> None:
-        tokens, seconds = self.before
+        marks = self.marks
+        # A few tokens alone would show the cost of a call.
+        short = len(marks) > 1 and progress.tokens - marks[-1][0] < marks[-1][0] - marks[-2][0]
+        tokens, seconds = marks[-2 if short else -1]
         pace = (progress.seconds - seconds) / max(progress.tokens - tokens, 1)
         self.points.append(Point(progress.tokens, pace, progress.state_bytes))
-        self.before = (progress.tokens, progress.seconds)
+        marks.append((progress.tokens, progress.seconds))
         if self.report is not None:
             self.report(progress)

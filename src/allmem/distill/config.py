@@ -33,19 +33,22 @@ class DistillConfig:
     """Tokens of a training sequence."""
     batch: int = 1
     """Sequences per step."""
-    stage: Stage = "both"
+    stage: Stage = "all"
     """``solve``: each layer's output projection in closed form; ``match``: each layer alone, by
     gradient descent; ``kl``: end to end; ``both``: match, then kl; ``all``: all three."""
-    solve_share: float = 0.2
-    """Share of the budget that ``all`` gives to ``solve``."""
-    match_share: float = 0.6
-    """Share of the rest that ``both`` and ``all`` give to ``match``."""
+    solve_share: float = 0.3
+    """Share of the budget that ``all`` gives to ``solve``; of mixers that it can solve."""
+    match_share: float | None = None
+    """Share of the rest for ``match``; ``None`` for 0.6 of ``both`` and nothing of ``all``: after
+    solving, the same tokens brought more end to end (``docs/notes/distillation.md``)."""
     lr: float = 1e-3
     """Peak rate of the memory's weights when matching."""
     kl_lr: float | None = None
-    """Peak rate end to end; ``None`` for half of ``lr`` (design: calm gradients at 5e-4)."""
+    """Peak rate end to end; ``None`` for a fifth of ``lr``, which suits steps of a thousand
+    tokens."""
     alpha_lr: float | None = None
-    """Peak rate of alpha; ``None`` for ten times that of the other weights."""
+    """Peak rate of alpha when matching, and in proportion end to end; ``None`` for ten times that
+    of the other weights."""
     weight_decay: float = 0.01
     warmup: float = 0.05
     """Share of a stage in which the rate rises."""
@@ -85,23 +88,30 @@ class DistillConfig:
                 raise AllMemError(f"{name} = {value} must be positive")
         for name in ("solve_share", "match_share", "warmup", "decay"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise AllMemError(f"{name} = {value} must lie between 0 and 1")
         if self.weight_decay < 0:
             raise AllMemError(f"weight_decay = {self.weight_decay} must be 0 or more")
 
-    def stages(self) -> list[tuple[str, float, float]]:
-        """(name, begin, end) of the stages, in progress through the whole budget."""
+    def stages(self, solvable: bool = True) -> list[tuple[str, float, float]]:
+        """(name, begin, end) of the stages, in progress through the whole budget.
+
+        Args:
+            solvable: whether ``all`` has anything to solve.
+        """
         if self.stage not in ("both", "all"):
             return [(self.stage, 0.0, 1.0)]
-        solved = self.solve_share if self.stage == "all" else 0.0
-        matched = solved + (1 - solved) * self.match_share
+        solved = self.solve_share if self.stage == "all" and solvable else 0.0
+        share = self.match_share
+        if share is None:
+            share = 0.0 if solved else 0.6
+        matched = solved + (1 - solved) * share
         spans = [("solve", 0.0, solved), ("match", solved, matched), ("kl", matched, 1.0)]
         return [span for span in spans if span[2] > span[1]]
 
     def rates(self, stage: str) -> tuple[float, float]:
         """Peak rates of the memory's weights and of alpha in a stage."""
-        rate = (self.kl_lr or self.lr / 2) if stage == "kl" else self.lr
+        rate = (self.kl_lr or self.lr / 5) if stage == "kl" else self.lr
         scale = rate / self.lr
         return rate, self.alpha_lr * scale if self.alpha_lr else 10 * rate
 

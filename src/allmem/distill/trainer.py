@@ -26,6 +26,7 @@ from allmem.distill.optimizer import Masters, make_optimizer, warmup_stable_deca
 from allmem.distill.solving import ReadoutSolver, solves
 from allmem.errors import AllMemError
 from allmem.models.adapter import save_adapter
+from allmem.models.fingerprint import fingerprint
 from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["ADAPTER", "CHECKPOINT", "Step", "Trainer"]
@@ -92,9 +93,11 @@ class Trainer:
         self.folder = folder
         self.first = model.config.window
         check_reaches_beyond(sequences.length, self.first)
+        solvable = any(solves(mixed) for mixed in model.mixers())
+        self.stages = config.stages(solvable)
         for name, able in (("match", trains), ("solve", solves)):
-            stages = [stage for stage, _, _ in config.stages()]
-            if name in stages and not any(able(mixed) for mixed in model.mixers()):
+            named = name in [stage for stage, _, _ in self.stages]
+            if named and not any(able(mixed) for mixed in model.mixers()):
                 raise AllMemError(
                     f"no layer has a memory beside a window that the stage {name} can train; "
                     "choose other mixers, or the stage kl"
@@ -185,7 +188,7 @@ class Trainer:
         pace = place.seconds / max(place.step, 1) / 2
         now = self.progress
         middle = self.config.progress(place.tokens + int(per_step), place.seconds + pace)
-        for name, begin, end in self.config.stages():
+        for name, begin, end in self.stages:
             if now < end:
                 return name, min((middle - begin) / (end - begin), 1.0)
         raise AssertionError("the budget is spent")
@@ -272,9 +275,10 @@ class Trainer:
     def _run(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
         essence = self.model.config.essence()
+        frozen = {n: p for n, p in self.model.named_parameters() if not p.requires_grad}
         return {
             **{k: v for k, v in essence.items() if k != "base"},
             **self.config.essence(),
-            "base model": self.model.base.config.model_type,
+            "base model": fingerprint(frozen),
             "text": self.sequences.fingerprint(),
         }
