@@ -23,7 +23,7 @@ from allmem.models.cache import AllMemCache
 from allmem.models.configuration import AllMemConfig
 from allmem.models.conversion import convert
 from allmem.models.modeling import AllMemForCausalLM
-from allmem.models.sources import _gguf_file, load_base, load_tokenizer, smollm2_file
+from allmem.models.sources import gguf_file, load_base, load_tokenizer, smollm2_file
 
 __all__ = ["PACKAGED", "OpenedModel", "Outline", "open_model", "outline", "resolve"]
 
@@ -176,7 +176,7 @@ def outline(source: str, conversion: Conversion | None = None, dtype: str | None
 
 
 def _load_config(place: str) -> PreTrainedConfig:
-    gguf = _gguf_file(place)
+    gguf = gguf_file(place)
     try:
         if gguf is not None:
             return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -103,6 +103,17 @@ class AttentionMixer(Mixer):
         )[0]
         return y, tap.state, tap.features
 
+    def init_state(
+        self,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: WindowConfig | None = None,
+    ) -> State:
+        """As in the contract; ``window``, if given, is what the state will be read with, for those
+        attentions whose window is not their own."""
+        raise NotImplementedError
+
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
     ) -> tuple[Tensor, State]:
@@ -152,11 +163,9 @@ class WindowMixer(AttentionMixer):
         self.window = window
         self.fixed = fixed
 
-    def window_of(self, layout: Layout | None) -> WindowConfig:
-        """The window that a call is read with."""
-        if self.fixed or layout is None or layout.window is None:
-            return self.window
-        return layout.window
+    def window_of(self, asked: WindowConfig | None) -> WindowConfig:
+        """The window that is read with where a call asks for another, or for none."""
+        return self.window if self.fixed or asked is None else asked
 
     def init_state(
         self,
@@ -165,17 +174,14 @@ class WindowMixer(AttentionMixer):
         device: torch.device,
         window: WindowConfig | None = None,
     ) -> RingState:
-        window = self.window if window is None or self.fixed else window
-        shape = self.shape
-        return RingState.empty(
-            rows, shape.kv_heads, shape.head_dim, shape.head_dim, window, dtype, device
-        )
+        kv_heads, size = self.shape.kv_heads, self.shape.head_dim
+        return RingState.empty(rows, kv_heads, size, size, self.window_of(window), dtype, device)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
     ) -> tuple[Tensor, State]:
         assert isinstance(state, RingState)
-        window = self.window_of(layout)
+        window = self.window_of(layout.window)
         # Without positions a query sees a sink from everywhere alike.
         q_sink: Tensor | None = q
         if self.rotary is not None:
@@ -199,11 +205,15 @@ class FullMixer(AttentionMixer):
 
     capabilities = Capabilities(constant_state=False, trainable=False)
 
-    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> GrowingState:
-        shape = self.shape
-        return GrowingState.empty(
-            rows, shape.kv_heads, shape.head_dim, shape.head_dim, dtype, device
-        )
+    def init_state(
+        self,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: WindowConfig | None = None,
+    ) -> GrowingState:
+        kv_heads, size = self.shape.kv_heads, self.shape.head_dim
+        return GrowingState.empty(rows, kv_heads, size, size, dtype, device)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float

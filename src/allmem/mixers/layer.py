@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from allmem.config import WindowConfig
 from allmem.layout import Layout
 from allmem.memory.projections import Features
-from allmem.mixers.attention import AttentionMixer, WindowMixer
+from allmem.mixers.attention import AttentionMixer
 from allmem.mixers.base import Capabilities, Mixer
 from allmem.state import State
 
@@ -58,10 +58,7 @@ class LayerMixer(Mixer):
         device: torch.device,
         window: WindowConfig | None = None,
     ) -> LayerState:
-        if isinstance(self.attention, WindowMixer):
-            attention: State = self.attention.init_state(rows, dtype, device, window)
-        else:
-            attention = self.attention.init_state(rows, dtype, device)
+        attention = self.attention.init_state(rows, dtype, device, window)
         memory = self.memory.init_state(rows, dtype, device) if self.memory is not None else None
         return LayerState(attention, memory)
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from allmem.errors import AllMemError
 
-__all__ = ["load_base", "load_tokenizer", "smollm2_file"]
+__all__ = ["gguf_file", "load_base", "load_tokenizer", "smollm2_file"]
 
 
 def smollm2_file() -> Path:
@@ -33,7 +33,7 @@ def smollm2_file() -> Path:
     return files[0]
 
 
-def _gguf_file(source: str | os.PathLike[str]) -> Path | None:
+def gguf_file(source: str | os.PathLike[str]) -> Path | None:
     """The GGUF file that a source names, or that a folder without a config.json holds."""
     path = Path(source)
     if path.suffix == ".gguf":
@@ -62,7 +62,7 @@ def load_base(source: str | os.PathLike[str], **options: Any) -> PreTrainedModel
     Raises:
         AllMemError: if it cannot be found, or is not a causal language model.
     """
-    gguf = _gguf_file(source)
+    gguf = gguf_file(source)
     try:
         if gguf is not None:
             return _load_gguf(gguf, **options)
@@ -101,7 +101,7 @@ def load_tokenizer(source: str | os.PathLike[str], **options: Any) -> Any:
     Raises:
         AllMemError: if there is none.
     """
-    gguf = _gguf_file(source)
+    gguf = gguf_file(source)
     try:
         if gguf is not None:
             return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
