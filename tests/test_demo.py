@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from allmem.cli.demo import present
-from allmem.demo import Demo, DemoSettings, Question, crossover, load_book, load_questions
-from allmem.demo.books import LEARNED, READ, is_right
+from allmem.demo import Demo, DemoSettings, Question, crossover, load_questions
+from allmem.demo.books import is_right
 from allmem.demo.report import sampled
 from allmem.demo.steps import Point
+from allmem.documents import LEARNED, READ, load_book
 
 TEXT = "The maid wore an iron ring, and Walter sailed over the grey sea to the well. " * 12
 SETTINGS = DemoSettings(

@@ -133,6 +133,8 @@ class MemoryConfig(Options):
     """Rank of the ``lowrank`` and ``shared`` projections."""
     conv: int = 4
     """Taps of the causal depthwise convolution after the projections; 0 for none."""
+    feature_activation: bool = True
+    """Whether q and k go through SiLU before their norm (paper section 3.2)."""
     normalize_values: bool = True
     """Whether v gets a head norm too (beyond the paper)."""
     gate: bool = True

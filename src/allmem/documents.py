@@ -1,19 +1,32 @@
-"""Documents: plain text from a file or from standard input, with errors that say what is wrong.
+"""Documents: plain text from a file, from standard input or from the books that ship with allmem,
+with errors that say what is wrong.
 
 It knows nothing of tokens or models.
 """
 
 from __future__ import annotations
 
+import lzma
 import sys
+from importlib import resources
 from pathlib import Path
 
 from allmem.errors import AllMemError
 
-__all__ = ["STDIN", "choose_prompt", "read_document"]
+__all__ = ["LEARNED", "READ", "STDIN", "choose_prompt", "load_book", "read_document"]
 
 STDIN = "-"
 """The name under which standard input is a document."""
+LEARNED = "chesterton_man_who_was_thursday_1908"
+"""The book that memories are distilled on."""
+READ = "morris_wood_beyond_the_world_1894"
+"""The book that is read and asked about. Nothing is learned from it."""
+
+
+def load_book(name: str) -> str:
+    """The text of a book that ships with allmem."""
+    file = resources.files("allmem") / "resources" / f"{name}.txt.xz"
+    return lzma.decompress(file.read_bytes()).decode()
 
 
 def read_document(name: str) -> str:

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from allmem.errors import AllMemError
 
-__all__ = ["atomic_path", "read_tensors", "write_tensors"]
+__all__ = ["atomic_folder", "atomic_path", "read_tensors", "write_tensors"]
 
 HEADER = "allmem"
 """The one metadata key of our files; its value is JSON."""
@@ -60,6 +61,47 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    path: str | os.PathLike[str],
+    lead: bool = True,
+    wait: Callable[[], object] = lambda: None,
+) -> Iterator[Path]:
+    """A folder beside ``path`` to write into; renamed to ``path`` on success, removed on failure.
+
+    Args:
+        lead: whether this process makes and renames it, of several that write into it.
+        wait: returns when all of them have called it.
+
+    Raises:
+        AllMemError: if the disk refuses (full, read-only), or ``path`` is there already.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        if lead:
+            if target.exists():
+                raise AllMemError(f"{target} is there already; choose another folder")
+            # What a run that was killed left behind.
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        wait()
+        yield part
+        wait()
+        if lead:
+            part.replace(target)
+        wait()
+    except (OSError, AllMemError) as error:
+        if lead:
+            shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, AllMemError):
+            raise
+        raise AllMemError(
+            f"cannot write {target}: {error.strerror}; nothing was changed. Free some space or "
+            "choose another folder"
+        ) from error
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> str:

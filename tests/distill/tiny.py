@@ -11,7 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import allmem
 from allmem.data import Sequences
-from allmem.distill import DistillConfig
+from allmem.data.stream import IGNORED, collate
+from allmem.distill import DistillConfig, TextRows
+from allmem.distill.rows import Row, counted, held_out_rows, plain_row
 from allmem.models.modeling import AllMemForCausalLM
 
 V, W, S, C, T = 43, 10, 2, 5, 37
@@ -43,7 +45,8 @@ def make_model(
         # Random weights as transformers draws them make every distribution flat.
         for parameter in base.parameters():
             parameter.mul_(4 if parameter.dim() == 2 else 1)
-    model = allmem.convert(base, window=W, sinks=S, chunk=C, memory=memory, mixers=mixers)
+    chunk = C if "allmem" in mixers else None
+    model = allmem.convert(base, window=W, sinks=S, chunk=chunk, memory=memory, mixers=mixers)
     if random:
         randomise(model)
     return model
@@ -65,15 +68,39 @@ def make_text(tokens: int = 600, seed: int = 1) -> Tensor:
     return phrases[order].flatten()[:tokens]
 
 
-def make_sequences(length: int = T, seed: int = 0) -> Sequences:
-    return Sequences([make_text()], length, seed)
+def make_rows(length: int = T, seed: int = 0) -> TextRows:
+    return TextRows(Sequences([make_text()], length, seed))
+
+
+def make_held_out(count: int = 10) -> list[Row]:
+    return held_out_rows(make_text(10 * T, seed=2), T, count)
+
+
+def make_batch(ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Plain rows [B, T] as a batch, and which of its positions count."""
+    batch = collate([plain_row(row) for row in ids])
+    labels = counted(batch["labels"], batch["position_ids"], W)
+    return batch, labels[:, 1:] != IGNORED
+
+
+def make_packed(seed: int = 3) -> dict[str, Tensor]:
+    """Two rows of several documents, some tokens of which are learned."""
+    lengths = [[17, 1, 30, 13], [25, 36]]
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for sizes in lengths:
+        ids = make_text(sum(sizes), seed)
+        learned = torch.rand(len(ids), generator=generator) < 0.6
+        positions = torch.cat([torch.arange(n) for n in sizes])
+        labels = torch.where(learned & (positions > 0), ids, IGNORED)
+        rows.append({"input_ids": ids, "labels": labels, "position_ids": positions})
+    return collate(rows)
 
 
 def make_config(**changes: object) -> DistillConfig:
-    """Twelve steps of two sequences, four in each stage."""
+    """Twelve steps of two rows, four in each stage."""
     values: dict[str, object] = {
-        "tokens": 12 * 2 * T,
-        "length": T,
+        "steps": 12,
         "batch": 2,
         "stage": "all",
         "solve_share": 1 / 3,

@@ -63,8 +63,9 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
             padded = F.pad(p.mT, (config.conv - 1, 0))
             p = F.conv1d(padded, taps, groups=p.shape[-1]).mT
         projected[name] = p.unflatten(-1, (heads, d))
-    q = rms(F.silu(projected["q"])) * u.q_norm.weight
-    k = rms(F.silu(projected["k"])) * u.k_norm.weight
+    activation = F.silu if config.feature_activation else torch.nn.Identity()
+    q = rms(activation(projected["q"])) * u.q_norm.weight
+    k = rms(activation(projected["k"])) * u.k_norm.weight
     v = rms(projected["v"]) * u.v_norm.weight if config.normalize_values else projected["v"]
     eta = F.softplus(x @ u.eta.weight.T + u.eta.bias) * min(
         1, config.reference_chunk / config.chunk
@@ -87,8 +88,16 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
         {"conv": 2, "gate": False},
         {"normalize_values": False, "reference_chunk": 2},
         {"network": "linear"},
+        {"feature_activation": False},
     ],
-    ids=["default", "no-conv", "two-taps-no-gate", "plain-values-scaled-rates", "linear"],
+    ids=[
+        "default",
+        "no-conv",
+        "two-taps-no-gate",
+        "plain-values-scaled-rates",
+        "linear",
+        "no-feature-activation",
+    ],
 )
 def test_the_unit_computes_the_formulas_and_their_gradients(options: dict[str, Any]) -> None:
     u = unit(**options)

@@ -38,9 +38,9 @@ def command(
     terminal.quiet(verbose)
     share_cores()
     with terminal.working("loading"):
-        from allmem.demo import Demo, DemoSettings, load_book, load_questions
-        from allmem.demo.books import LEARNED, READ
+        from allmem.demo import Demo, DemoSettings, load_questions
         from allmem.demo.settings import faster_dtype
+        from allmem.documents import LEARNED, READ, load_book
         from allmem.models.sources import load_base, load_tokenizer, smollm2_file
 
         file, dtype = smollm2_file(), faster_dtype()

@@ -9,8 +9,7 @@ import typer
 
 from allmem.cli import terminal
 from allmem.cli.options import ConversionOptions, Model, OpeningOptions, Verbose, grouped
-from allmem.cli.training import comparison_table, share_cores, training_report
-from allmem.errors import AllMemError
+from allmem.cli.training import run
 
 __all__ = ["command"]
 
@@ -145,12 +144,11 @@ def command(
     interrupted run goes on with --resume.
     """
     from allmem.distill.config import DistillConfig
+    from allmem.distill.recipe import DataSource, Recipe
 
-    chosen = conversion.conversion()
     config = DistillConfig(
         tokens=tokens,
         minutes=minutes,
-        length=length,
         batch=batch,
         stage=stage.value,
         solve_share=solve_share,
@@ -161,25 +159,13 @@ def command(
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
     )
+    recipe = Recipe(
+        model=model,
+        output=output,
+        data=DataSource(texts=tuple(text), held_out=held_out, length=length),
+        training=config,
+        conversion=conversion.conversion(),
+        **opening.arguments(),
+    )
     terminal.quiet(verbose)
-    share_cores()
-    from allmem.documents import read_document
-
-    texts = [read_document(name) for name in text]
-    other = None if held_out is None else read_document(held_out)
-    with terminal.working(f"loading {model}"):
-        from allmem.distill.run import distill, prepare_folder, split_texts
-
-        opened = opening.open(model, chosen)
-        if opened.window is not None or opened.chunk is not None:
-            raise AllMemError(
-                f"{', '.join(chosen.reading)}: a memory is trained with the sizes that it was "
-                "converted with; leave out these options, or convert again"
-            )
-        folder = prepare_folder(output, resume)
-        split = split_texts(opened.tokenizer, texts, other)
-    with training_report() as on_step:
-        outcome = distill(opened.model, split, config, folder, resume=resume, on_step=on_step)
-    shown = terminal.console()
-    shown.print(comparison_table(outcome))
-    shown.print(f"adapter: {folder / 'adapter.safetensors'}", markup=False)
+    run(recipe, resume)

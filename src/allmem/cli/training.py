@@ -6,19 +6,21 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allmem.cli.terminal import SECONDS_BETWEEN_LINES, count, error_console
+from allmem.cli.terminal import SECONDS_BETWEEN_LINES, console, count, error_console, working
 
 if TYPE_CHECKING:
     from allmem.distill.evaluate import Comparison
+    from allmem.distill.recipe import Recipe
     from allmem.distill.run import Outcome
     from allmem.distill.trainer import Step
 
-__all__ = ["comparison_table", "scores_table", "share_cores", "training_report"]
+__all__ = ["comparison_table", "run", "scores_table", "share_cores", "training_report"]
 
 
-UNITS = {"solve": "error", "match": "error", "kl": "KL"}
+UNITS = {"calibrate": "lost", "solve": "error", "match": "error", "kl": "KL"}
 
 
 def share_cores() -> None:
@@ -31,11 +33,11 @@ def share_cores() -> None:
 
 
 def describe(step: Step) -> str:
-    """``kl  step 12  KL 0.1320  |alpha| 0.0123  320 tokens/s  1:20 left``."""
+    """``kl  step 12  KL 0.1320  |alpha| 0.0123  eta 0.0046  320 tokens/s  1:20 left``."""
     minutes, seconds = divmod(round(step.seconds_left), 60)
     return (
         f"{step.stage}  step {step.number}  {count(step.tokens)} tokens  "
-        f"{UNITS[step.stage]} {step.loss:.4f}  |alpha| {step.alpha:.4f}  "
+        f"{UNITS[step.stage]} {step.loss:.4f}  |alpha| {step.alpha:.4f}  eta {step.eta:.4f}  "
         f"{step.tokens_per_second:,.0f} tokens/s  {minutes}:{seconds:02d} left"
     )
 
@@ -65,6 +67,30 @@ def training_report() -> Iterator[Callable[[Step], None]]:
     yield report
     if latest is not None:
         shown.print(describe(latest), markup=False)
+
+
+def run(recipe: Recipe, resume: bool) -> None:
+    """Distil by a recipe and show how it goes and what came of it; the first process alone does."""
+    share_cores()
+    with contextlib.ExitStack() as loading, contextlib.ExitStack() as training:
+        loading.enter_context(working(f"loading {recipe.model}"))
+        from allmem.distill.recipe import run_recipe
+
+        report: Callable[[Step], None] | None = None
+
+        def on_step(step: Step) -> None:
+            nonlocal report
+            if report is None:
+                loading.close()
+                report = training.enter_context(training_report())
+            report(step)
+
+        outcome = run_recipe(recipe, resume=resume, on_step=on_step)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    shown = console()
+    shown.print(comparison_table(outcome))
+    shown.print(f"adapter: {Path(recipe.output) / 'adapter.safetensors'}", markup=False)
 
 
 def comparison_table(outcome: Outcome) -> Any:

@@ -8,93 +8,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from allmem.errors import AllMemError, unknown_name
+from allmem.schema import build_from, check_positive, read_yaml
 
 __all__ = ["DataConfig", "FilterConfig", "SourceConfig", "config_from", "load_config"]
 
-Config = TypeVar("Config")
-
 LENGTHS = {"short": 4096, "long": 24576}
 """Longest sample of each class in tokens (paper section 3.3.1: 4K and 24K)."""
-
-
-def build_from(cls: type[Config], values: Any, where: str) -> Config:
-    """A dataclass from a dictionary, refusing keys it does not know and values of another type.
-
-    Args:
-        where: what the dictionary is, for messages ("source 2").
-    """
-    if not isinstance(values, dict):
-        raise AllMemError(f"{where}: expected keys and values, found {values!r}")
-    hints = get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    for key, value in values.items():
-        if key not in names:
-            raise AllMemError(f"{where}: {unknown_name('key', str(key), names)}")
-        if not _fits(value, hints[key]):
-            raise AllMemError(f"{where}: {key} = {value!r} must be {_spoken(hints[key])}")
-    needed = [
-        f.name
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if f.init
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in values
-    ]
-    if needed:
-        raise AllMemError(f"{where}: {', '.join(needed)} must be given")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        return cls(**plain)
-    except AllMemError as error:
-        raise AllMemError(f"{where}: {error}") from None
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
-    if origin is dict:
-        kind = get_args(hint)[1]
-        return isinstance(value, dict) and all(_fits(v, kind) for v in value.values())
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if dataclasses.is_dataclass(hint):
-        return isinstance(value, dict | hint)
-    return isinstance(value, hint)
-
-
-def _spoken(hint: Any) -> str:
-    """A type in words."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_spoken(part) for part in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "a list"
-    if get_origin(hint) is dict or dataclasses.is_dataclass(hint):
-        return "keys and values"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(hint, "empty")
-
-
-def _positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise AllMemError(f"{name} = {value!r} must be positive")
 
 
 @dataclass(frozen=True)
@@ -137,7 +61,7 @@ class SourceConfig:
             raise AllMemError(f"give one of path, hub and build, not {len(given)} of them")
         if self.skip < 0:
             raise AllMemError(f"skip = {self.skip} must be 0 or more")
-        _positive(take=self.take)
+        check_positive(take=self.take)
         if self.options and not self.build:
             raise AllMemError("options are for builders; this source reads rows")
         if self.build and self.take is None:
@@ -177,7 +101,7 @@ class FilterConfig:
     def __post_init__(self) -> None:
         if self.min_tokens < 0 or self.min_response_chars < 0:
             raise AllMemError("min_tokens and min_response_chars must be 0 or more")
-        _positive(max_tokens=self.max_tokens)
+        check_positive(max_tokens=self.max_tokens)
         if not 0 < self.max_repetition <= 1:
             raise AllMemError(
                 f"max_repetition = {self.max_repetition} must lie above 0 and up to 1"
@@ -231,12 +155,12 @@ class DataConfig:
         for name, length in self.lengths.items():
             if not str(name).isidentifier():
                 raise AllMemError(f"lengths: {name!r} must be a plain word")
-            _positive(**{name: length})
+            check_positive(**{name: length})
         if len(set(self.lengths.values())) != len(self.lengths):
             raise AllMemError(f"lengths: two classes have the same length in {self.lengths}")
         if not 0 < self.similarity <= 1:
             raise AllMemError(f"similarity = {self.similarity} must lie above 0 and up to 1")
-        _positive(shard_tokens=self.shard_tokens, block_rows=self.block_rows)
+        check_positive(shard_tokens=self.shard_tokens, block_rows=self.block_rows)
         for source in self.parsed_sources:
             if source.length is not None and source.length not in self.lengths:
                 raise AllMemError(
@@ -291,17 +215,6 @@ def load_config(path: str, **overrides: Any) -> DataConfig:
     Raises:
         AllMemError: if the file is missing, not YAML, or holds what ``DataConfig`` refuses.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AllMemError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AllMemError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise AllMemError(f"{path} is not YAML: {reason}") from error
-    if isinstance(values, dict):
-        values |= {k: v for k, v in overrides.items() if v is not None}
+    values = read_yaml(path)
+    values |= {k: v for k, v in overrides.items() if v is not None}
     return build_from(DataConfig, values, path)

@@ -10,6 +10,7 @@ Letters: T tokens of a row, B rows of a batch.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,8 @@ class RowStream:
 
     ``labels`` hold the token itself where it is the assistant's to write, else ``IGNORED``; they
     are not shifted (as transformers expects them). ``position_ids`` restart at 0 with each
-    document.
+    document. Where a teacher was asked (``allmem data teach``), also ``teacher_ids`` and
+    ``teacher_log_probs``; see ``Shard.answered``.
 
     Args:
         folder: made by ``allmem data build``.
@@ -44,6 +46,8 @@ class RowStream:
         epochs: stop before any class is read once more than this; ``None`` for endless.
         neighbours: shards among which rows are shuffled, and that are in memory at a time.
         rank, world: of this process: it gets every ``world``-th row of the one order.
+        held_back: how many rows to leave out, the last of each class in proportion to its share;
+            ``held_back_rows`` reads them.
 
     Raises:
         AllMemError: if the folder is damaged or incomplete, or a class of ``mix`` is not in it.
@@ -58,12 +62,14 @@ class RowStream:
         neighbours: int = 4,
         rank: int = 0,
         world: int = 1,
+        held_back: int = 0,
     ) -> None:
         self.folder = Path(folder)
         index = read_index(self.folder)
         if not index.done:
+            command = "build" if index.teacher is None else "teach"
             raise AllMemError(
-                f"the build of {self.folder} is not complete; run `allmem data build` again to go "
+                f"{self.folder} is not complete; run the same `allmem data {command}` again to go "
                 "on"
             )
         self.fingerprint = index.fingerprint
@@ -82,9 +88,44 @@ class RowStream:
             if not share > 0:
                 raise AllMemError(f"mix: {name} = {share} must be positive")
         self.mix = {n: float(s) for n, s in (mix or self.rows).items()}
+        sizes = {n: sum(s["tokens"] for s in self.shards[n]) for n in self.mix}
+        self.longest = max(index.config["lengths"][name] for name in self.mix)
+        """Tokens that a row may have."""
+        self.mean = sum(share * sizes[n] / self.rows[n] for n, share in self.mix.items()) / sum(
+            self.mix.values()
+        )
+        """Tokens of a row on average."""
+        self._hold_back(held_back)
         self.drawn = dict.fromkeys(self.mix, 0)
         self._orders: dict[str, tuple[int, list[tuple[int, int]]]] = {}
         self._open: OrderedDict[str, Shard] = OrderedDict()
+
+    def _hold_back(self, count: int) -> None:
+        total = sum(self.mix.values())
+        left = count
+        self._held: list[tuple[str, int]] = []
+        """(class, row counted over the class's shards)"""
+        for name, share in self.mix.items():
+            taken = min(math.ceil(count * share / total), left)
+            left -= taken
+            if taken >= self.rows[name]:
+                raise AllMemError(
+                    f"{self.folder}: {taken} of the {self.rows[name]} rows of class {name} were to "
+                    "be held back; hold back fewer, or build more data"
+                )
+            self.rows[name] -= taken
+            self._held += [(name, self.rows[name] + i) for i in range(taken)]
+
+    def held_back_rows(self) -> list[dict[str, Tensor]]:
+        """The rows that are left out."""
+        found = []
+        for name, place in self._held:
+            for number, shard in enumerate(self.shards[name]):
+                if place < shard["rows"]:
+                    found.append(self._read(name, number, place))
+                    break
+                place -= shard["rows"]
+        return found
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
@@ -101,6 +142,11 @@ class RowStream:
             assert chosen is not None
             yield self._row(*chosen)
 
+    def skip(self, rows: int) -> None:
+        """Pass over the next ``rows`` rows of all processes together, without reading them."""
+        for _ in range(rows):
+            self.drawn[self._next_class()] += 1
+
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands; JSON-able."""
         return {
@@ -109,6 +155,7 @@ class RowStream:
             "mix": self.mix,
             "neighbours": self.neighbours,
             "world": self.world,
+            "held_back": len(self._held),
             "drawn": dict(self.drawn),
         }
 
@@ -137,23 +184,32 @@ class RowStream:
         epoch, place = divmod(place, self.rows[name])
         if name not in self._orders or self._orders[name][0] != epoch:
             self._orders[name] = (epoch, self._order(name, epoch))
-        number, row = self._orders[name][1][place]
-        ids, response, positions = self._shard(name, number).row(row)
+        return self._read(name, *self._orders[name][1][place])
+
+    def _read(self, name: str, number: int, row: int) -> dict[str, Tensor]:
+        """Row ``row`` of shard ``number`` of a class."""
+        shard = self._shard(name, number)
+        ids, response, positions = shard.row(row)
         ids = ids.long()
         labels = torch.where(response, ids, IGNORED)
-        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+        found = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return found | shard.answered(row)
 
     def _order(self, name: str, epoch: int) -> list[tuple[int, int]]:
         """(shard, row) of every row of a class in an epoch."""
         draw = random.Random(f"{self.seed} {name} {epoch}")
         shards = list(range(len(self.shards[name])))
+        left, kept = self.rows[name], []
+        for shard in self.shards[name]:
+            kept.append(min(shard["rows"], left))
+            left -= kept[-1]
         draw.shuffle(shards)
         order: list[tuple[int, int]] = []
         for i in range(0, len(shards), self.neighbours):
             group = [
                 (number, row)
                 for number in shards[i : i + self.neighbours]
-                for row in range(self.shards[name][number]["rows"])
+                for row in range(kept[number])
             ]
             draw.shuffle(group)
             order += group
@@ -171,13 +227,18 @@ class RowStream:
 
 
 def collate(rows: Sequence[Mapping[str, Tensor]], pad: int = 0) -> dict[str, Tensor]:
-    """Rows as a batch, [B, T] each. Shorter rows are padded at the right with a document of its own
-    in which nothing is learned: a mask would hide from the model where the documents begin."""
+    """Rows as a batch, [B, T, ...] each. Shorter rows are padded at the right with a document of
+    its own in which nothing is learned: a mask would hide from the model where documents begin."""
     longest = max(len(row["input_ids"]) for row in rows)
-    batch: dict[str, list[Tensor]] = {"input_ids": [], "labels": [], "position_ids": []}
+    fills = {"input_ids": pad, "labels": IGNORED}
+    batch: dict[str, list[Tensor]] = {key: [] for key in rows[0]}
     for row in rows:
         missing = torch.arange(longest - len(row["input_ids"]))
-        fills = (torch.full_like(missing, pad), torch.full_like(missing, IGNORED), missing)
-        for key, fill in zip(batch, fills, strict=True):
-            batch[key].append(torch.cat([row[key], fill]))
+        for key, tensors in batch.items():
+            if key == "position_ids":
+                fill = missing
+            else:
+                shape = (len(missing), *row[key].shape[1:])
+                fill = row[key].new_full(shape, fills.get(key, 0))
+            tensors.append(torch.cat([row[key], fill]))
     return {key: torch.stack(tensors) for key, tensors in batch.items()}

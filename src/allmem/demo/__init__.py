@@ -4,7 +4,7 @@
 ``report`` what it leaves behind.
 """
 
-from allmem.demo.books import Question, load_book, load_questions
+from allmem.demo.books import Question, load_questions
 from allmem.demo.report import crossover, save_report
 from allmem.demo.settings import DemoSettings
 from allmem.demo.steps import Answer, Demo
@@ -15,7 +15,6 @@ __all__ = [
     "DemoSettings",
     "Question",
     "crossover",
-    "load_book",
     "load_questions",
     "save_report",
 ]

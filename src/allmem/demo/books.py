@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import lzma
 import re
 from dataclasses import dataclass
 from importlib import resources
 
-__all__ = ["LEARNED", "READ", "Question", "is_right", "load_book", "load_questions"]
-
-LEARNED = "chesterton_man_who_was_thursday_1908"
-"""The book that the memory is distilled on."""
-READ = "morris_wood_beyond_the_world_1894"
-"""The book that is read and asked about. Nothing is learned from it."""
+__all__ = ["Question", "is_right", "load_questions"]
 
 _UNSAID = {"a", "an", "the", "some", "of"}
 """Words that an answer may leave out."""
@@ -27,12 +21,6 @@ class Question:
     answer: str
     offset: int
     """Of the passage that answers it, in characters."""
-
-
-def load_book(name: str) -> str:
-    """The text of a book that ships with allmem."""
-    file = resources.files("allmem") / "resources" / f"{name}.txt.xz"
-    return lzma.decompress(file.read_bytes()).decode()
 
 
 def load_questions() -> list[Question]:

@@ -55,7 +55,6 @@ class DemoSettings:
         """The training run."""
         return DistillConfig(
             minutes=self.minutes,
-            length=self.length,
             stage="all",
             solve_share=self.solve_share,
             kl_lr=self.kl_lr,

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from allmem.answering import Reader
-from allmem.data import spread_sequences
+from allmem.data import Sequences
 from allmem.demo.books import Question, is_right
 from allmem.demo.original import OriginalReader
 from allmem.demo.settings import DemoSettings
-from allmem.distill import Comparison, Step, compare
+from allmem.distill import Comparison, Outcome, Step, TextRows, compare, distill
 from allmem.distill.evaluate import without_memory
-from allmem.distill.run import Outcome, Texts, distill
+from allmem.distill.rows import held_out_rows
 from allmem.models.conversion import convert
 from allmem.opening import OpenedModel
 from allmem.prompts import DocumentPrompt, plain_ids
@@ -127,20 +127,21 @@ class Demo:
         """Distil the memories on one book, judged on its end, which they did not see."""
         ids = self._ids(self.learned)
         cut = int(len(ids) * (1 - self.settings.held_out))
-        texts = Texts([ids[:cut]], ids[cut:])
+        settings = self.settings
+        rows = TextRows(Sequences([ids[:cut]], settings.length, settings.seed))
         return distill(
             self.model,
-            texts,
-            self.settings.distillation(),
+            rows,
+            held_out_rows(ids[cut:], settings.length, settings.evaluated),
+            settings.distillation(),
             on_step=on_step,
             on_compared=on_compared,
-            evaluated=self.settings.evaluated,
         )
 
     def compare_other(self) -> Comparison:
         """The same figures on the other book, which is by another author."""
         settings = self.settings
-        held_out = spread_sequences(self._ids(self.book), settings.length, settings.evaluated)
+        held_out = held_out_rows(self._ids(self.book), settings.length, settings.evaluated)
         return compare(self.model, held_out, control=True)
 
     def read(self, report: Report | None = None) -> list[Point]:

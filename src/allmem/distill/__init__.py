@@ -1,18 +1,28 @@
 """Distillation: from a frozen teacher into the memories of its own converted copy."""
 
-from allmem.distill.config import DistillConfig
+from allmem.distill.config import DistillConfig, Objective, RandomSizes
+from allmem.distill.distillation import Distillation
 from allmem.distill.evaluate import Comparison, Score, compare
-from allmem.distill.losses import forward_kl
-from allmem.distill.matching import match_layers
-from allmem.distill.trainer import Step, Trainer
+from allmem.distill.losses import distillation_loss, forward_kl
+from allmem.distill.rows import FolderRows, ListRows, TextRows
+from allmem.distill.run import Outcome, distill
+from allmem.distill.trainer import StageTrainer, Step
 
 __all__ = [
     "Comparison",
     "DistillConfig",
+    "Distillation",
+    "FolderRows",
+    "ListRows",
+    "Objective",
+    "Outcome",
+    "RandomSizes",
     "Score",
+    "StageTrainer",
     "Step",
-    "Trainer",
+    "TextRows",
     "compare",
+    "distill",
+    "distillation_loss",
     "forward_kl",
-    "match_layers",
 ]

@@ -1,125 +1,142 @@
-"""What a training run needs to go on as if it had never stopped: one safetensors file, no pickle.
+"""What a stage needs to go on as if it had never stopped: a folder of safetensors and JSON.
 
-It holds the fp32 masters, AdamW's moments and torch's random state as tensors, and the place in
-the run with its configuration as JSON. The file is replaced as a whole, so a run that is killed
-while it writes goes on from the one before.
+    checkpoint-120/adapter.safetensors      the slow weights, in fp32; an adapter like any other
+                   optimizer.safetensors    AdamW's moments by parameter, the schedule's place
+                   trainer_state.json       transformers' own
+                   process-0.safetensors    random state, and the state to begin the next step from
+                   global_step120/          DeepSpeed's shards in place of the optimizer's file
+
+A folder is renamed when complete, so a run that is killed while it writes goes on from the one
+before.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from allmem.distill.optimizer import Masters
 from allmem.errors import AllMemError
 from allmem.files import read_tensors, write_tensors
+from allmem.sharded import full_tensor, like
 
-__all__ = ["Place", "load_checkpoint", "restore_moments", "save_checkpoint"]
+if TYPE_CHECKING:
+    from allmem.distill.trainer import StageTrainer
 
-KIND = "training"
+__all__ = [
+    "STATE",
+    "last_checkpoint",
+    "load_process",
+    "load_training",
+    "remove_old_checkpoints",
+    "save_process",
+    "save_training",
+]
 
-
-@dataclass
-class Place:
-    """How far a run is."""
-
-    stage: str = ""
-    """The stage of the optimiser's moments; empty before the first step."""
-    step: int = 0
-    sequences: int = 0
-    """Sequences read: where in the text the run is."""
-    tokens: int = 0
-    seconds: float = 0.0
-    """Spent in training, pauses between resumed runs left out."""
-
-
-def save_checkpoint(
-    path: str | os.PathLike[str],
-    masters: Masters,
-    optimizer: torch.optim.Optimizer | None,
-    sums: dict[str, Tensor],
-    place: Place,
-    run: dict[str, Any],
-) -> None:
-    """Write a checkpoint.
-
-    Args:
-        sums: of the stage ``solve``; empty outside of it.
-        run: what a resumed run must agree on.
-
-    Raises:
-        AllMemError: if it cannot be written; the one before is unharmed then.
-    """
-    tensors = {f"weights.{name}": w for name, w in masters.weights.items()}
-    for name, moments in _moments(optimizer).items():
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
-    tensors |= {f"solve.{name}": value for name, value in sums.items()}
-    tensors["random"] = torch.get_rng_state()
-    write_tensors(path, KIND, tensors, {"place": asdict(place), "run": run})
+STATE = "trainer_state.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
-def load_checkpoint(
-    path: str | os.PathLike[str], masters: Masters, run: dict[str, Any]
-) -> tuple[Place, dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Read a checkpoint into the masters and the model.
-
-    Returns:
-        The place; the optimiser's moments by parameter, see ``restore_moments``; and ``sums``.
-
-    Raises:
-        AllMemError: if the file is damaged or belongs to a run of another configuration, naming the
-            first difference.
-    """
-    tensors, header = read_tensors(path, KIND)
-    _check_same_run(path, header["run"], run)
-    missing = sorted(
-        f"weights.{name}" for name in masters.weights if f"weights.{name}" not in tensors
-    )
-    if missing:
-        raise AllMemError(f"{path} lacks {missing[0]}; it was written by another version of allmem")
-    masters.load({name: tensors[f"weights.{name}"] for name in masters.weights})
-    moments: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            name, _, moment = key.removeprefix("optimizer.").rpartition(".")
-            moments.setdefault(name, {})[moment] = value
-    torch.set_rng_state(tensors["random"])
-    sums = {k.removeprefix("solve."): t for k, t in tensors.items() if k.startswith("solve.")}
-    return Place(**header["place"]), moments, sums
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder, the oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 
-def restore_moments(
-    optimizer: torch.optim.Optimizer, moments: dict[str, dict[str, Tensor]]
-) -> None:
-    """Give an optimiser over the same parameters the moments of a checkpoint."""
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if name in moments:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in moments[name].items()
-                }
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest one, if there is any."""
+    return next(reversed(checkpoints(folder)), None)
 
 
-def _moments(optimizer: torch.optim.Optimizer | None) -> dict[str, dict[str, Tensor]]:
-    if optimizer is None:
-        return {}
-    return {
-        name: dict(optimizer.state[parameter])
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        if parameter in optimizer.state
+def remove_old_checkpoints(folder: Path, keep: int) -> None:
+    """All but the newest ``keep``."""
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def save_training(folder: Path, trainer: StageTrainer, lead: bool) -> None:
+    """Write moments and schedule. Every process must call; ``lead`` writes."""
+    if trainer.is_deepspeed_enabled:
+        trainer.model_wrapped.save_checkpoint(str(folder))
+        return
+    optimizer = _bare(trainer.optimizer)
+    tensors = {
+        f"{name}.{key}": full_tensor(value).cpu()
+        for name, parameter in _named(optimizer)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
+    if lead:
+        scheduler = trainer.lr_scheduler
+        assert scheduler is not None
+        header = {"epoch": scheduler.last_epoch, "rates": scheduler.get_last_lr()}
+        write_tensors(folder / OPTIMIZER, "optimizer", tensors, header)
 
 
-def _check_same_run(path: Any, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    for key in sorted({*saved, *now}):
-        if saved.get(key) != now.get(key):
-            raise AllMemError(
-                f"{path} was written with {key} = {saved.get(key)!r}, now it is {now.get(key)!r}; "
-                "resume with the same options, or choose another output folder for a new run"
-            )
+def load_training(folder: Path, trainer: StageTrainer) -> None:
+    """Give a new optimiser and schedule over the same parameters what ``save_training`` wrote.
+
+    Raises:
+        AllMemError: if the file is damaged or was written for other parameters.
+    """
+    scheduler = trainer.lr_scheduler
+    assert scheduler is not None
+    if trainer.is_deepspeed_enabled:
+        # The engine has loaded its shards itself; the schedule is a function of the step.
+        for _ in range(trainer.state.global_step - scheduler.last_epoch):
+            scheduler.step()
+        return
+    tensors, header = read_tensors(folder / OPTIMIZER, "optimizer")
+    optimizer = _bare(trainer.optimizer)
+    named = dict(_named(optimizer))
+    for key, tensor in tensors.items():
+        name, _, moment = key.rpartition(".")
+        if name not in named:
+            raise AllMemError(f"{folder / OPTIMIZER} is for another model: it knows {name}")
+        parameter = named[name]
+        placed = tensor if moment == "step" else like(tensor, parameter)
+        optimizer.state[parameter][moment] = placed
+    scheduler.last_epoch = header["epoch"]
+    scheduler._last_lr = header["rates"]
+    for group, rate in zip(optimizer.param_groups, header["rates"], strict=True):
+        group["lr"] = rate
+
+
+def save_process(folder: Path, process: int, passed: dict[str, Tensor]) -> None:
+    """Write what is a process's own."""
+    tensors = {f"passed.{name}": t.contiguous().cpu() for name, t in passed.items()}
+    tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    write_tensors(folder / f"process-{process}.safetensors", "process", tensors, {})
+
+
+def load_process(folder: Path, process: int) -> dict[str, Tensor]:
+    """Take over a process's random state; returns its passed state.
+
+    A run that goes on with more processes has none for the new ones; they begin afresh.
+    """
+    path = folder / f"process-{process}.safetensors"
+    if not path.is_file():
+        return {}
+    tensors, _ = read_tensors(path, "process")
+    torch.set_rng_state(tensors["random"])
+    if torch.cuda.is_available() and "random_cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random_cuda"])
+    return {n.removeprefix("passed."): t for n, t in tensors.items() if n.startswith("passed.")}
+
+
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    return [
+        pair
+        for group in optimizer.param_groups
+        for pair in zip(group["names"], group["params"], strict=True)
+    ]

@@ -10,14 +10,18 @@ Letters: B sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from allmem.data.stream import IGNORED
 from allmem.distill.losses import BLOCK, Head, log_probabilities
+from allmem.distill.rows import Row, counted
 from allmem.errors import AllMemError
 from allmem.mixers.allmem import AllMemMixer
 from allmem.models.modeling import AllMemForCausalLM
@@ -37,12 +41,14 @@ HEAD_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the positions from W on."""
+    """Means over the positions that count, from W on unless asked otherwise."""
 
     loss: float
     """Cross-entropy of the next token, in nats."""
     kl: float
     """KL from the teacher, in nats."""
+    accuracy: float = 0.0
+    """Share of the positions at which the likeliest token is the right one."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,8 @@ def without_writing(model: AllMemForCausalLM) -> Iterator[None]:
                 rate.bias.copy_(bias)
 
 
-def head_of(model: AllMemForCausalLM) -> Head:
-    """From the last hidden states to logits.
+def head_of(model: PreTrainedModel) -> Head:
+    """From the last hidden states of a converted or a plain model to logits.
 
     Raises:
         AllMemError: if the base model does something else to its logits (softcapping, scaling).
@@ -107,12 +113,17 @@ def head_of(model: AllMemForCausalLM) -> Head:
     model.eval()
     with torch.no_grad():
         expected = model(probe, use_cache=False).logits.float()
-        found = head(model.hidden_states(probe)).float()
+        if isinstance(model, AllMemForCausalLM):
+            hidden = model.hidden_states(probe)
+        else:
+            hidden = model.base_model(probe, use_cache=False).last_hidden_state
+        found = head(hidden).float()
     model.train(training)
     if not (found - expected).norm() <= HEAD_TOLERANCE * expected.norm():
+        name = type(getattr(model, "base", model)).__name__
         raise AllMemError(
-            f"{type(model.base).__name__} changes its logits after the head (softcapping or "
-            "scaling), which distillation does not know; please report the architecture"
+            f"{name} changes its logits after the head (softcapping or scaling), which "
+            "distillation does not know; please report the architecture"
         )
     return head
 
@@ -120,45 +131,57 @@ def head_of(model: AllMemForCausalLM) -> Head:
 @torch.no_grad()
 def compare(
     model: AllMemForCausalLM,
-    sequences: Tensor,
+    rows: Sequence[Row],
     *,
     control: bool = False,
+    beyond: bool = True,
 ) -> Comparison:
-    """Let the readers predict ``sequences`` [B, T] beyond the window.
+    """Let the readers predict what is learned of ``rows``.
 
     Args:
         control: let the one that never writes read too.
+        beyond: count only what is predicted from beyond the window.
 
     Raises:
-        AllMemError: if the sequences are no longer than the window.
+        AllMemError: if no row has anything to predict there.
     """
-    first = model.config.window
-    count, length = sequences.shape
-    check_reaches_beyond(length, first)
+    first = model.config.window if beyond else 0
+    check_reaches_beyond(max(len(row["input_ids"]) for row in rows), first)
     head = head_of(model)
     training = model.training
     model.eval()
-    totals = torch.zeros(4 if control else 3, 2, dtype=torch.float64)
-    for ids in sequences.to(model.device).split(1):
-        teacher = model.hidden_states(ids, full_attention=True)
+    totals = torch.zeros(4 if control else 3, 3, dtype=torch.float64)
+    positions = 0
+    for row in rows:
+        ids, places = (row[name][None].to(model.device) for name in ("input_ids", "position_ids"))
+        labels = counted(row["labels"], row["position_ids"], first)[1:].to(model.device)
+        counts = labels != IGNORED
+        if not bool(counts.any()):
+            continue
+        read = functools.partial(model.hidden_states, ids, position_ids=places)
+        teacher = read(full_attention=True)
         with without_memory(model):
-            window = model.hidden_states(ids)
-        streams = [teacher, window, model.hidden_states(ids)]
+            window = read()
+        streams = [teacher, window, read()]
         if control:
             with without_writing(model):
-                streams.append(model.hidden_states(ids))
-        # The last position predicts a token that is not there.
-        readers = [stream[0, first:-1] for stream in streams]
-        totals += _sums(readers, ids[0, first + 1 :], head)
+                streams.append(read())
+        totals += _sums([stream[0, :-1][counts] for stream in streams], labels[counts], head)
+        positions += int(counts.sum())
     model.train(training)
-    positions = count * (length - first - 1)
-    scores = [Score(float(loss), float(kl)) for loss, kl in totals / positions]
+    if positions == 0:
+        raise AllMemError(
+            f"no held-out row has a learned token beyond position {first} (the window, unless "
+            "positions = all); give longer ones"
+        )
+    scores = [Score(*means) for means in (totals / positions).tolist()]
     return Comparison(scores[0], scores[1], scores[2], positions, scores[3] if control else None)
 
 
 def _sums(readers: list[Tensor], targets: Tensor, head: Head) -> Tensor:
-    """Sums of loss and of KL from the first reader, [readers, 2]; readers [n, D], targets [n]."""
-    totals = torch.zeros(len(readers), 2, dtype=torch.float64)
+    """Sums of loss, of KL from the first reader, and of right answers, [readers, 3]; readers
+    [n, D], targets [n]."""
+    totals = torch.zeros(len(readers), 3, dtype=torch.float64)
     for begin in range(0, len(targets), BLOCK):
         here = slice(begin, begin + BLOCK)
         expected = log_probabilities(head, readers[0][here])
@@ -167,7 +190,8 @@ def _sums(readers: list[Tensor], targets: Tensor, head: Head) -> Tensor:
             found = expected if i == 0 else log_probabilities(head, reader[here])
             loss = -found.gather(1, targets[here, None]).sum()
             kl = (weight * (expected - found)).sum()
-            totals[i] += torch.stack([loss, kl]).double().cpu()
+            right = (found.argmax(-1) == targets[here]).sum()
+            totals[i] += torch.stack([loss, kl, right]).double().cpu()
     return totals
 
 

@@ -1,33 +1,47 @@
-"""The first stage: each layer's memory alone against what its attention lost.
+"""The stage ``match``: each layer's memory alone against what its attention lost.
 
 While the teacher reads a text, every layer's input ``x`` and full attention output pass by. What
 the window loses of it is known there and then, and so is what the memory makes of the same ``x``:
 
     loss = ||alpha * Memory(x) - (Full(x) - Window(x))||^2 / ||Full(x) - Window(x)||^2
 
-over the positions from W on. Its gradient stays within the layer: one forward of the teacher trains
-all memories, and no layer waits for another to be right. Ours, not the paper's: training end to end
-from the start first makes a converted model worse (``docs/notes/distillation.md``).
+over the positions that count in a batch of one process. Its gradient stays within the layer: one
+forward of the teacher trains all memories, and no layer waits for another to be right. Ours, not
+the paper's (``docs/notes/distillation.md``).
 
-Letters: R rows, N slots of a call, D hidden size.
+Letters: B batch, T slots, R documents as rows, N slots of a row, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from allmem.layout import Layout
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.attention import WindowMixer
+from allmem.models.cache import AllMemCache
 from allmem.models.layer import MixedAttention
 from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["match_layers", "matching_loss", "trains"]
+__all__ = ["Matched", "counted_rows", "match_layers", "matching_loss", "trains"]
 
 SMALLEST_TARGET = 1e-12
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What one batch said about the layers."""
+
+    total: Tensor
+    """[], the mean of the layers' losses times the positions that count; its gradient with respect
+    to every memory is ready."""
+    layers: dict[int, float]
+    """Normalised squared error by layer."""
 
 
 def trains(mixed: MixedAttention) -> bool:
@@ -35,52 +49,87 @@ def trains(mixed: MixedAttention) -> bool:
     return mixed.memory is not None and isinstance(mixed.attention, WindowMixer)
 
 
+def counted_rows(counts: Tensor, layout: Layout) -> Tensor:
+    """[R, N] bool: the slots of a layout's rows whose next token counts; counts [B, T - 1]."""
+    ahead = F.pad(counts, (0, 1))
+    return layout.gather(ahead[..., None])[..., 0] & layout.valid
+
+
 def matching_loss(
-    mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout, first: int
+    mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout, chosen: Tensor
 ) -> Tensor:
     """The normalised squared error of one layer.
 
     Args:
         x: [R, N, D], what enters the attention; ``full``: [R, N, D], its output without a window.
-        first: the position from which on errors count.
+        chosen: [R, N] bool, the positions that count.
     """
     assert mixed.memory is not None
-    state = mixed.init_state(x.shape[0], x.dtype, x.device)
+    state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window)
     wide = accumulation_dtype(x.dtype)
     with torch.no_grad():
         windowed, _, features = mixed.attention.attend(
             x, state.attention, layout, mixed.memory.reads_features
         )
-        lost = (full - windowed)[:, first:].to(wide)
+        lost = (full - windowed)[chosen].to(wide)
     assert state.memory is not None
     remembered, _ = mixed.memory(x, state.memory, layout, features)
-    said = (mixed.alpha.to(x.dtype) * remembered.to(x.dtype))[:, first:].to(wide)
+    said = (mixed.alpha.to(x.dtype) * remembered.to(x.dtype))[chosen].to(wide)
     return (said - lost).square().sum() / lost.square().sum().clamp_min(SMALLEST_TARGET)
 
 
 def match_layers(
-    model: AllMemForCausalLM, ids: Tensor, first: int, only: Iterable[int] | None = None
-) -> dict[int, float]:
-    """Let the teacher read ``ids`` [B, T] and add every layer's gradient to its memory's.
+    model: AllMemForCausalLM, batch: dict[str, Tensor], counts: Tensor, cache: AllMemCache
+) -> Matched:
+    """Let the teacher read a batch and match every layer on the way.
 
     Args:
-        first: the position from which on errors count.
-        only: train these layers and leave the others alone.
-
-    Returns:
-        The loss of every layer.
+        batch: ``input_ids`` and ``position_ids``, [B, T].
+        counts: [B, T - 1] bool, the positions that count.
+        cache: new; says with which sizes to read.
     """
-    wanted = None if only is None else set(only)
     losses: dict[int, float] = {}
+    parameters: list[Tensor] = []
+    gradients: list[Tensor] = []
+    weight = int(counts.sum())
 
     def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
-        if not trains(mixed) or (wanted is not None and mixed.layer not in wanted):
+        if not trains(mixed):
             return
+        own = [p for n, p in mixed.named_parameters() if not n.startswith("attention.")]
+        own = [p for p in own if p.requires_grad]
         with torch.enable_grad():
-            loss = matching_loss(mixed, x, full, layout, first)
-            loss.backward()
+            loss = matching_loss(mixed, x, full, layout, counted_rows(counts, layout))
+            # Now, and not later: no two layers' activations need to be kept at a time.
+            found = torch.autograd.grad(loss, own, allow_unused=True)
         losses[mixed.layer] = float(loss.detach())
+        for parameter, gradient in zip(own, found, strict=True):
+            if gradient is not None:
+                parameters.append(parameter)
+                gradients.append(gradient)
 
     with torch.no_grad():
-        model.hidden_states(ids, full_attention=True, observe=observe)
-    return losses
+        model.hidden_states(
+            batch["input_ids"],
+            position_ids=batch["position_ids"],
+            full_attention=True,
+            observe=observe,
+            cache=cache,
+        )
+    scale = weight / max(len(losses), 1)
+    total = torch.tensor(sum(losses.values()) * scale, dtype=torch.float64, device=counts.device)
+    ready = [gradient * scale for gradient in gradients]
+    return Matched(_Ready.apply(total, ready, *parameters), losses)
+
+
+class _Ready(torch.autograd.Function):
+    """A loss whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        return None, None, *(outer.to(g.dtype) * g for g in ctx.gradients)

@@ -1,71 +1,65 @@
-"""A whole distillation: texts in, adapter and figures out.
+"""A whole distillation: rows in, adapter and figures out.
 
-Splits the text, compares before and after on what was held out, trains in between. The files of a
-run lie in one folder: the adapter, the checkpoint to go on from, and the figures as JSON.
+Compares before and after on what was held out, trains the stages in between. The files of a run lie
+in one folder:
+
+    run.json               what a resumed run must agree on, and how many steps each stage has
+    1-solve/ 2-kl/ ...     the checkpoints of each stage
+    results.json           the figures before and after
+    adapter.safetensors    the trained memories
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
+from transformers.integrations import get_reporting_integration_callbacks
 
-from allmem.data import Sequences, spread_sequences
-from allmem.distill.config import DistillConfig
-from allmem.distill.evaluate import Comparison, Score, compare
-from allmem.distill.trainer import CHECKPOINT, Step, Trainer
+from allmem.data.stream import IGNORED
+from allmem.distill.calibrating import Calibrator, check_calibrates
+from allmem.distill.checkpoint import last_checkpoint
+from allmem.distill.config import DistillConfig, Span
+from allmem.distill.distillation import Distillation
+from allmem.distill.evaluate import Comparison, Score, check_reaches_beyond, compare
+from allmem.distill.matching import trains
+from allmem.distill.precision import computing, training_weights
+from allmem.distill.rows import Batches, Row, Rows, own_sizes
+from allmem.distill.solving import ReadoutSolver, solves
+from allmem.distill.teacher import Teacher
+from allmem.distill.trainer import ADAPTER, Place, StageTrainer, Step, measure
 from allmem.errors import AllMemError
-from allmem.files import atomic_path
+from allmem.files import atomic_folder, atomic_path, write_tensors
+from allmem.models.adapter import adapter_header, load_weights, save_adapter
+from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
-from allmem.prompts import plain_ids
 
-__all__ = ["RESULTS", "Outcome", "Texts", "distill", "prepare_folder", "split_texts"]
+__all__ = ["RESULTS", "RUN", "Outcome", "distill", "prepare_folder"]
 
 RESULTS = "results.json"
-HELD_OUT_SHARE = 0.1
-EVALUATED = 8
-"""Held-out sequences: a few thousand positions, enough to tell a tenth of the window's KL."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Token ids to learn from and to be judged by."""
-
-    training: list[Tensor]
-    held_out: Tensor
+RUN = "run.json"
+MEASURED_STEPS = 2
+"""Steps that are timed to turn minutes into steps, after one to warm up."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures of a run, on the held-out text."""
+    """The figures of a run, on the held-out rows."""
 
     before: Comparison
     after: Comparison
     tokens: int
     seconds: float
-
-
-def split_texts(tokenizer: Any, texts: Sequence[str], held_out: str | None) -> Texts:
-    """Tokenise; without a held-out text the last tenth of the last text is kept back.
-
-    Raises:
-        AllMemError: if there is no text.
-    """
-    if not texts:
-        raise AllMemError("there is no text to train on")
-    training = [torch.tensor(plain_ids(tokenizer, text), dtype=torch.int64) for text in texts]
-    if held_out is not None:
-        other = torch.tensor(plain_ids(tokenizer, held_out), dtype=torch.int64)
-        return Texts(training, other)
-    last = training[-1]
-    cut = int(len(last) * (1 - HELD_OUT_SHARE))
-    return Texts([*training[:-1], last[:cut]], last[cut:])
+    """Of training in this process."""
 
 
 def prepare_folder(folder: str, resume: bool) -> Path:
@@ -75,10 +69,10 @@ def prepare_folder(folder: str, resume: bool) -> Path:
         AllMemError: if it holds a run and ``resume`` is not asked for, or the other way round.
     """
     path = Path(folder)
-    checkpoint = path / CHECKPOINT
-    if resume and not checkpoint.is_file():
-        raise AllMemError(f"there is no {checkpoint} to resume from; leave out --resume")
-    if not resume and checkpoint.is_file():
+    run = path / RUN
+    if resume and not run.is_file():
+        raise AllMemError(f"there is no {run} to resume from; leave out --resume")
+    if not resume and run.is_file():
         raise AllMemError(
             f"{path} holds a run already; go on with it by --resume, or choose another folder"
         )
@@ -91,50 +85,238 @@ def prepare_folder(folder: str, resume: bool) -> Path:
 
 def distill(
     model: AllMemForCausalLM,
-    texts: Texts,
+    rows: Rows,
+    held_out: Sequence[Row],
     config: DistillConfig,
     folder: Path | None = None,
     *,
-    resume: bool = False,
+    teacher: Teacher | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_compared: Callable[[str, Comparison], None] | None = None,
-    evaluated: int = EVALUATED,
 ) -> Outcome:
-    """Compare, train, compare.
+    """Compare, train, compare. A run that the folder holds goes on where it stopped.
 
     Args:
+        model: converted; its memories are trained in place.
+        held_out: to be judged by.
+        teacher: default: the model's own weights with full attention.
         on_compared: called with ("before" | "after", figures) as soon as they are known.
-        evaluated: held-out sequences to compare on.
 
     Raises:
-        AllMemError: if a text is too short, a file cannot be written, or training breaks down.
+        AllMemError: if rows are too short, a file cannot be written, the folder holds another run,
+            or training breaks down.
     """
-    sequences = Sequences(texts.training, config.length, config.seed)
-    held_out = spread_sequences(texts.held_out, config.length, evaluated)
-    trainer = Trainer(model, sequences, config, folder, resume)
-    before = _saved_before(folder) if resume else None
+    processes = PartialState(cpu=model.device.type == "cpu")
+    _check(model, rows, config)
+    frozen = adapter_header(model)["base"]
+    essence = _essence(model, rows, config, frozen)
+    plan = _saved_plan(folder, essence)
+    before = None if plan is None else _saved_before(folder)
+    begun = time.perf_counter()
+    with training_weights(model):
+        if plan is None:
+            plan = _plan(model, rows, config, teacher, processes)
+            if processes.is_main_process:
+                _write_json(folder, RUN, {"essence": essence, "stages": plan})
     if before is None:
-        before = compare(model, held_out)
-        _write_results(folder, before, None)
+        before = compare(model, held_out, beyond=config.positions == "beyond")
+        if processes.is_main_process:
+            _write_results(folder, before, None)
+    processes.wait_for_everyone()
     if on_compared is not None:
         on_compared("before", before)
-    trainer.run(on_step)
-    after = compare(model, held_out, control=True)
-    _write_results(folder, before, after)
+    with training_weights(model):
+        total = sum(span.steps for span in plan)
+        done = 0
+        for number, span in enumerate(plan, 1):
+            place = Place(span, done, total)
+            own = None if folder is None else folder / f"{number}-{span.stage}"
+            if span.stage in ("calibrate", "solve"):
+                _look(model, rows, config, place, own, processes, on_step)
+            else:
+                if own is not None:
+                    own.mkdir(exist_ok=True)
+                StageTrainer(model, rows, config, place, own, teacher, on_step).resume()
+            done += span.steps
+    seconds = time.perf_counter() - begun
+    if adapter_header(model)["base"] != frozen:
+        raise AllMemError("training changed weights that are frozen; please report this")
+    tokens = round(done * _tokens_per_step(rows, config, processes.num_processes))
+    after = compare(model, held_out, control=True, beyond=config.positions == "beyond")
+    lead = processes.is_main_process
+    if folder is not None:
+        note = {"tokens": tokens, "steps": done}
+        save_adapter(model, folder / ADAPTER, note, lead=lead)
+    if lead:
+        _write_results(folder, before, after)
+    processes.wait_for_everyone()
     if on_compared is not None:
         on_compared("after", after)
-    return Outcome(before, after, trainer.place.tokens, trainer.place.seconds)
+    return Outcome(before, after, tokens, seconds)
+
+
+def _check(model: AllMemForCausalLM, rows: Rows, config: DistillConfig) -> None:
+    """What can be told before anything is computed."""
+    windows = [model.config.window] if config.random is None else config.random.windows
+    if config.positions == "beyond":
+        check_reaches_beyond(rows.longest, min(windows))
+    for name in config.report_to:
+        try:
+            # Made once to see whether its package is there.
+            for reporter in get_reporting_integration_callbacks([name]):
+                reporter()
+        except (ValueError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise AllMemError(f"report_to: {name!r} cannot be used: {reason}") from error
+    if config.calibrate_steps:
+        check_calibrates(model)
+    stages = {"match": trains, "solve": solves}
+    for name in [span.stage for span in config.spans(100, solvable=_solvable(model))]:
+        if name in stages and not any(stages[name](mixed) for mixed in model.mixers()):
+            raise AllMemError(
+                f"no layer has a memory beside a window that the stage {name} can train; choose "
+                "other mixers, or the stage kl"
+            )
+        if name == "match" and config.fsdp:
+            raise AllMemError("the stage match works within layers and cannot be sharded (fsdp)")
+
+
+def _solvable(model: AllMemForCausalLM) -> bool:
+    return any(solves(mixed) for mixed in model.mixers())
+
+
+def _tokens_per_step(rows: Rows, config: DistillConfig, processes: int) -> float:
+    return config.batch * config.accumulate * processes * rows.mean
+
+
+def _plan(
+    model: AllMemForCausalLM,
+    rows: Rows,
+    config: DistillConfig,
+    teacher: Teacher | None,
+    processes: PartialState,
+) -> list[Span]:
+    """The stages, with the budget in steps."""
+    if config.steps is not None:
+        steps = config.steps
+    elif config.tokens is not None:
+        steps = round(config.tokens / _tokens_per_step(rows, config, processes.num_processes))
+    else:
+        assert config.minutes is not None
+        steps = round(60 * config.minutes / _seconds_per_step(model, rows, config, teacher))
+        if processes.num_processes > 1:
+            agreed = torch.tensor(steps, device=processes.device)
+            torch.distributed.broadcast(agreed, 0)
+            steps = int(agreed)
+    return config.spans(max(steps, 1), _solvable(model))
+
+
+def _seconds_per_step(
+    model: AllMemForCausalLM, rows: Rows, config: DistillConfig, teacher: Teacher | None
+) -> float:
+    """Of one step end to end, measured; nothing is changed by it."""
+    distillation = Distillation(model, config, "kl", teacher).train()
+    seconds = 0.0
+    batches = iter(Batches(rows, config, own_sizes(model)))
+    for i in range(MEASURED_STEPS + 1):
+        # Making a row may take longer than learning from it.
+        begin = time.perf_counter()
+        batch = next(batches)
+        total, _ = distillation(**_placed(batch, model.device))
+        total.backward()
+        # Waits for the device.
+        total.item()
+        seconds += time.perf_counter() - begin if i else 0.0
+    for parameter in model.memory_parameters().values():
+        parameter.grad = None
+    return seconds / MEASURED_STEPS * config.accumulate
+
+
+def _placed(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _look(
+    model: AllMemForCausalLM,
+    rows: Rows,
+    config: DistillConfig,
+    place: Place,
+    folder: Path | None,
+    processes: PartialState,
+    on_step: Callable[[Step], None] | None,
+) -> None:
+    """The stages without a backward pass. Every process reads all rows, so that all come to the
+    same weights; a run that was stopped in one begins it anew, to the same end."""
+    found = None if folder is None else last_checkpoint(folder)
+    if found is not None:
+        load_weights(model, found / ADAPTER)
+        return
+    looker = Calibrator() if place.span.stage == "calibrate" else ReadoutSolver()
+    size = config.batch * config.accumulate * processes.num_processes
+    whole = dataclasses.replace(config, batch=size, accumulate=1)
+    begun = time.perf_counter()
+    batches = Batches(rows, whole, own_sizes(model), skip=place.before * size)
+    steps = islice(batches, place.span.steps)
+    for i, batch in enumerate(steps, 1):
+        batch = _placed(batch, model.device)
+        sizes = batch["sizes"]
+        cache = AllMemCache(model.config, sizes.config, sizes.chunk)
+        with computing(model):
+            layers = looker.step(model, batch, batch["labels"][:, 1:] != IGNORED, cache)
+            if isinstance(looker, Calibrator) and i == place.span.steps:
+                looker.start(model)
+        if on_step is not None and processes.is_main_process:
+            loss = sum(layers.values()) / len(layers)
+            tokens = _tokens_per_step(rows, whole, 1)
+            on_step(measure(model, place, i, loss, tokens, time.perf_counter() - begun))
+    if folder is not None and processes.is_main_process:
+        with atomic_folder(folder / f"checkpoint-{place.span.steps}") as part:
+            weights = {name: p.detach() for name, p in model.memory_parameters().items()}
+            write_tensors(part / ADAPTER, "adapter", weights, adapter_header(model))
+    processes.wait_for_everyone()
+
+
+# Files
+
+
+def _essence(
+    model: AllMemForCausalLM, rows: Rows, config: DistillConfig, frozen: str
+) -> dict[str, Any]:
+    """What a resumed run must agree on, as JSON keeps it."""
+    own = {k: v for k, v in model.config.essence().items() if k != "base"}
+    values = {**own, **config.essence(), "base model": frozen, "data": rows.fingerprint()}
+    return json.loads(json.dumps(values))
+
+
+def _saved_plan(folder: Path | None, essence: dict[str, Any]) -> list[Span] | None:
+    """The stages of the run that a folder holds.
+
+    Raises:
+        AllMemError: if it is another run, naming the first difference.
+    """
+    if folder is None or not (folder / RUN).is_file():
+        return None
+    saved = json.loads((folder / RUN).read_text())
+    for key in sorted({*saved["essence"], *essence}):
+        if saved["essence"].get(key) != essence.get(key):
+            raise AllMemError(
+                f"{folder / RUN} was written with {key} = {saved['essence'].get(key)!r}, now it is "
+                f"{essence.get(key)!r}; resume with the same options, or choose another output "
+                "folder for a new run"
+            )
+    return [Span(**span) for span in saved["stages"]]
+
+
+def _write_json(folder: Path | None, name: str, values: Any) -> None:
+    if folder is None:
+        return
+    text = json.dumps(values, indent=2, default=dataclasses.asdict)
+    with atomic_path(folder / name) as part:
+        part.write_text(text + "\n")
 
 
 def _write_results(folder: Path | None, before: Comparison, after: Comparison | None) -> None:
-    if folder is None:
-        return
-    figures = {
-        "before": dataclasses.asdict(before),
-        "after": None if after is None else dataclasses.asdict(after),
-    }
-    with atomic_path(folder / RESULTS) as part:
-        part.write_text(json.dumps(figures, indent=2) + "\n")
+    _write_json(folder, RESULTS, {"before": before, "after": after})
 
 
 def _saved_before(folder: Path | None) -> Comparison | None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from allmem.distill.matching import SMALLEST_TARGET, trains
+from allmem.distill.matching import SMALLEST_TARGET, counted_rows, trains
 from allmem.layout import Layout
 from allmem.memory.projections import LowRank
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.allmem import AllMemMixer
+from allmem.models.cache import AllMemCache
 from allmem.models.layer import MixedAttention
 from allmem.models.modeling import AllMemForCausalLM
 
@@ -50,35 +51,48 @@ class ReadoutSolver:
     """Sums over everything seen so far; every step leaves the best projections up to there.
 
     Args:
-        first: the position from which on errors count.
         ridge: see ``RIDGE``.
     """
 
-    first: int
     ridge: float = RIDGE
     sums: dict[int, _Sums] = field(default_factory=dict)
 
     @torch.no_grad()
-    def step(self, model: AllMemForCausalLM, ids: Tensor) -> dict[int, float]:
-        """Let the teacher read ``ids`` [B, T], add to the sums and solve.
+    def step(
+        self,
+        model: AllMemForCausalLM,
+        batch: dict[str, Tensor],
+        counts: Tensor,
+        cache: AllMemCache,
+    ) -> dict[int, float]:
+        """Let the teacher read a batch, add to the sums and solve; arguments as ``match_layers``.
 
         Returns:
-            The normalised squared error of every layer on ``ids`` *before* it learned from them.
+            The normalised squared error of every layer on the batch *before* it learned from it.
         """
         losses: dict[int, float] = {}
 
         def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
             if solves(mixed):
-                losses[mixed.layer] = self._add(mixed, x, full, layout)
+                chosen = counted_rows(counts, layout)
+                losses[mixed.layer] = self._add(mixed, x, full, layout, chosen)
                 self._solve(mixed)
 
-        model.hidden_states(ids, full_attention=True, observe=observe)
+        model.hidden_states(
+            batch["input_ids"],
+            position_ids=batch["position_ids"],
+            full_attention=True,
+            observe=observe,
+            cache=cache,
+        )
         return losses
 
-    def _add(self, mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> float:
+    def _add(
+        self, mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout, chosen: Tensor
+    ) -> float:
         memory = mixed.memory
         assert isinstance(memory, AllMemMixer)
-        state = mixed.init_state(x.shape[0], x.dtype, x.device)
+        state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window)
         windowed, _, features = mixed.attention.attend(
             x, state.attention, layout, memory.reads_features
         )
@@ -93,7 +107,7 @@ class ReadoutSolver:
         wide = accumulation_dtype(x.dtype)
 
         def counted(y: Tensor) -> Tensor:
-            return y[:, self.first :].to(wide).flatten(0, 1)  # [n, I] or [n, D]
+            return y[chosen].to(wide)  # [n, I] or [n, D]
 
         read, lost, said = counted(kept[0]), counted(full - windowed), counted(remembered)
         error = (mixed.alpha.to(wide) * said - lost).square().sum()
@@ -115,6 +129,9 @@ class ReadoutSolver:
         sums = self.sums[mixed.layer]
         reads = sums.reads.double()
         penalty = self.ridge * reads.diagonal().mean() * torch.eye(len(reads)).to(reads)
+        if not bool(reads.diagonal().any()):
+            # Nothing counted so far.
+            return
         # Solved on the CPU: small, in double precision, and the same on every device.
         solution = torch.linalg.solve(
             (reads + penalty).cpu(), sums.targets.double().cpu()
@@ -126,26 +143,6 @@ class ReadoutSolver:
             assert isinstance(projection, nn.Linear)
             projection.weight.copy_(solution.mT)
         mixed.alpha.fill_(1)
-
-    # For checkpoints
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums by name."""
-        named = {}
-        for layer, sums in self.sums.items():
-            named[f"{layer}.reads"] = sums.reads
-            named[f"{layer}.targets"] = sums.targets
-            named[f"{layer}.positions"] = torch.tensor(sums.positions)
-        return named
-
-    def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Take over what ``tensors`` gave."""
-        for layer in {int(name.partition(".")[0]) for name in tensors}:
-            self.sums[layer] = _Sums(
-                tensors[f"{layer}.reads"].to(device),
-                tensors[f"{layer}.targets"].to(device),
-                int(tensors[f"{layer}.positions"]),
-            )
 
 
 def _write_low_rank(projection: LowRank, solution: Tensor, reads: Tensor) -> None:

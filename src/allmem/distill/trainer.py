@@ -1,38 +1,50 @@
-"""The training loop: match every layer alone, then distil end to end.
+"""A stage of gradient descent, by transformers' ``Trainer``.
 
-Only the memories' slow weights change. The loop knows token ids and reports by callback; it reads
-no files but its checkpoint and prints nothing.
+Only the memories' slow weights change. What is ours here is what a memory needs: batches that say
+with which sizes to read, a loss that is averaged over the positions that count on all devices,
+checkpoints that are replaced as a whole and hold no pickle, and a run that goes on to the bit.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from allmem.data import Sequences
-from allmem.distill.checkpoint import Place, load_checkpoint, restore_moments, save_checkpoint
-from allmem.distill.config import DistillConfig
-from allmem.distill.evaluate import check_reaches_beyond, head_of
-from allmem.distill.losses import forward_kl
-from allmem.distill.matching import match_layers, trains
-from allmem.distill.optimizer import Masters, make_optimizer, warmup_stable_decay
-from allmem.distill.solving import ReadoutSolver, solves
+from allmem.distill.checkpoint import (
+    STATE,
+    last_checkpoint,
+    load_process,
+    load_training,
+    remove_old_checkpoints,
+    save_process,
+    save_training,
+)
+from allmem.distill.config import DistillConfig, Span
+from allmem.distill.distillation import Distillation
+from allmem.distill.optimizer import make_optimizer
+from allmem.distill.rows import Batches, Rows, own_sizes
+from allmem.distill.sharding import Placed, shard
+from allmem.distill.teacher import Teacher
 from allmem.errors import AllMemError
-from allmem.models.adapter import save_adapter
-from allmem.models.fingerprint import fingerprint
+from allmem.files import atomic_folder, write_tensors
+from allmem.models.adapter import adapter_header, load_weights
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.sharded import full_tensor
 
-__all__ = ["ADAPTER", "CHECKPOINT", "Step", "Trainer"]
+__all__ = ["ADAPTER", "Place", "StageTrainer", "Step", "measure"]
 
 ADAPTER = "adapter.safetensors"
-CHECKPOINT = "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Step:
     """What a step reports."""
 
     number: int
+    """In the whole run, from 1."""
     stage: str
     loss: float
     """KL in nats, or the mean normalised error of the layers; before the step changed anything."""
@@ -47,238 +60,371 @@ class Step:
     """Norm before clipping."""
     alpha: float
     """Mean |alpha| over layers and channels, after the step."""
+    eta: float
+    """Mean inner rate of a token at ``W_eta x = 0``, before it is scaled with the chunk."""
     rate: float
-    """Share of the peak rates."""
+    """Peak rate of the memory's weights, times the schedule's factor."""
     tokens: int
     """Of the whole run so far."""
-    seconds: float
+    tokens_per_second: float
     progress: float
-    layers: dict[int, float]
-    """Error by layer, when matching."""
+    """Share of the run's steps that are done."""
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands in its run."""
+
+    span: Span
+    before: int = 0
+    """Steps of earlier stages."""
+    total: int | None = None
+    """Steps of the run; ``None`` for this stage's."""
 
     @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / max(self.seconds, 1e-9)
-
-    @property
-    def seconds_left(self) -> float:
-        return self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
+    def steps(self) -> int:
+        return self.span.steps if self.total is None else self.total
 
 
-class Trainer:
-    """One distillation run.
+def measure(
+    model: AllMemForCausalLM,
+    place: Place,
+    done: int,
+    loss: float,
+    tokens_per_step: float,
+    seconds: float,
+    since: int = 0,
+    gradient: float = 0.0,
+    rate: float = 0.0,
+) -> Step:
+    """A step's report.
 
     Args:
-        model: converted; its memories are trained in place, its other weights are frozen.
-        sequences: the training text.
-        config: budget and rates.
-        folder: where adapter and checkpoint go; ``None`` to keep nothing.
-        resume: go on from the folder's checkpoint.
+        done: steps of the stage that are done; those up to ``since`` took none of the seconds.
+    """
+    alphas, rates = [], []
+    for name, parameter in model.memory_parameters().items():
+        if name.endswith("alpha"):
+            alphas.append(full_tensor(parameter).abs().flatten())
+        elif name.endswith("unit.eta.bias"):
+            rates.append(nn.functional.softplus(full_tensor(parameter)).flatten())
+    number = place.before + done
+    pace = seconds / max(done - since, 1)
+    return Step(
+        number=number,
+        stage=place.span.stage,
+        loss=loss,
+        gradient=gradient,
+        alpha=float(torch.cat(alphas).mean()),
+        eta=float(torch.cat(rates).mean()) if rates else 0.0,
+        rate=rate,
+        tokens=round(number * tokens_per_step),
+        tokens_per_second=tokens_per_step / max(pace, 1e-9),
+        progress=number / place.steps,
+        seconds_left=pace * (place.steps - number),
+    )
+
+
+class StageTrainer(transformers.Trainer):
+    """Train one stage, ``match`` or ``kl``.
+
+    Args:
+        model: converted, its slow weights in fp32 (``training_weights``); trained in place.
+        rows: the training data.
+        config: see ``DistillConfig``.
+        place: the stage.
+        folder: for checkpoints; ``None`` to keep nothing.
+        teacher: default: the model's own weights.
+        on_step: called after every step, in the first process.
 
     Raises:
-        AllMemError: if nothing can be trained, or the checkpoint is of another run.
+        AllMemError: if nothing can be trained.
     """
 
     def __init__(
         self,
         model: AllMemForCausalLM,
-        sequences: Sequences,
+        rows: Rows,
         config: DistillConfig,
+        place: Place,
         folder: Path | None = None,
-        resume: bool = False,
+        teacher: Teacher | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
-        self.model = model
-        self.sequences = sequences
-        self.config = config
+        self.student = model
+        self.rows = rows
+        self.settings = config
+        self.place = place
         self.folder = folder
-        self.first = model.config.window
-        check_reaches_beyond(sequences.length, self.first)
-        solvable = any(solves(mixed) for mixed in model.mixers())
-        self.stages = config.stages(solvable)
-        for name, able in (("match", trains), ("solve", solves)):
-            named = name in [stage for stage, _, _ in self.stages]
-            if named and not any(able(mixed) for mixed in model.mixers()):
-                raise AllMemError(
-                    f"no layer has a memory beside a window that the stage {name} can train; "
-                    "choose other mixers, or the stage kl"
-                )
-        self.head = head_of(model)
-        model.freeze_base()
-        self.masters = Masters(model.memory_parameters())
-        self.place = Place()
-        self.optimizer: torch.optim.AdamW | None = None
-        self.solver = ReadoutSolver(self.first)
-        torch.manual_seed(config.seed)
-        if resume:
-            self._resume()
-
-    # The run
-
-    def run(self, on_step: Callable[[Step], None] | None = None) -> None:
-        """Train until the budget is spent, and leave adapter and checkpoint in the folder.
-
-        Raises:
-            AllMemError: if the loss or its gradient is no number; what was saved before stays.
-        """
-        self.model.train()
-        saved = time.perf_counter()
-        while self.progress < 1:
-            step = self._step()
-            if on_step is not None:
-                on_step(step)
-            every = self.config.checkpoint_steps
-            if every is not None:
-                due = step.number % every == 0
-            else:
-                due = time.perf_counter() - saved > 60 * self.config.checkpoint_minutes
-            if due:
-                self.save()
-                saved = time.perf_counter()
-        self.model.eval()
-        self.save()
-
-    @property
-    def progress(self) -> float:
-        """Share of the budget that is spent."""
-        return self.config.progress(self.place.tokens, self.place.seconds)
-
-    def _step(self) -> Step:
-        begin = time.perf_counter()
-        place, config = self.place, self.config
-        stage, share = self._stage()
-        if place.stage != stage:
-            place.stage = stage
-            self._begin_stage()
-        ids = self.sequences.batch(place.sequences, config.batch).to(self.model.device)
-        layers: dict[int, float] = {}
-        gradient = rate = 0.0
-        if stage == "solve":
-            layers = self.solver.step(self.model, ids)
-            self.masters.collect()
-        elif stage == "match":
-            layers = match_layers(self.model, ids, self.first)
-        loss = sum(layers.values()) / len(layers) if layers else self._end_to_end(ids)
-        if stage != "solve":
-            rate = warmup_stable_decay(share, config.warmup, config.decay)
-            gradient = self._descend(loss, rate)
-        self._check_finite(loss, gradient)
-
-        place.step += 1
-        place.sequences += config.batch
-        place.tokens += ids.numel()
-        place.seconds += time.perf_counter() - begin
-        return Step(
-            number=place.step,
-            stage=stage,
-            loss=loss,
-            gradient=gradient,
-            alpha=self.mean_alpha(),
-            rate=rate,
-            tokens=place.tokens,
-            seconds=place.seconds,
-            progress=self.progress,
-            layers=layers,
+        self.on_step = on_step
+        if config.checkpoint_layers:
+            _checkpoint_layers(model)
+        self.header = adapter_header(model)
+        self.divergence = 0.0
+        self.first_step = 0
+        self.begun = self.last_saved = time.perf_counter()
+        self.batches: list[dict[str, Any]] = []
+        if config.fsdp:
+            shard(model)
+        super().__init__(
+            model=Distillation(model, config, place.span.stage, teacher),
+            args=_arguments(config, place, folder, model.device),
+            # Only to tell transformers that there is something to train on.
+            train_dataset=Batches(rows, config, own_sizes(model)),
         )
+        # Our sums are divided by the counts that ``get_batch_samples`` brings along.
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Saving(self))
 
-    def _stage(self) -> tuple[str, float]:
-        """The stage of the next step, and its place in it: counted to the middle of the step, so
-        that neither the first nor the last one is lost to a rate of zero."""
-        place = self.place
-        per_step = self.config.batch * self.sequences.length / 2
-        pace = place.seconds / max(place.step, 1) / 2
-        now = self.progress
-        middle = self.config.progress(place.tokens + int(per_step), place.seconds + pace)
-        for name, begin, end in self.stages:
-            if now < end:
-                return name, min((middle - begin) / (end - begin), 1.0)
-        raise AssertionError("the budget is spent")
+    # The data
 
-    def _end_to_end(self, ids: Tensor) -> float:
-        """Forward KL beyond the window (paper section 3.3.2); leaves its gradient."""
-        with torch.no_grad():
-            teacher = self.model.hidden_states(ids, full_attention=True)
-        student = self.model.hidden_states(ids)
-        loss = forward_kl(teacher[:, self.first :], student[:, self.first :], self.head)
-        loss.backward()
-        return float(loss.detach())
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches from the step on at which the run stands."""
+        settings, world = self.settings, self.args.world_size
+        per_step = settings.batch * settings.accumulate * world
+        batches = Batches(
+            self.rows,
+            settings,
+            own_sizes(self.student),
+            first_step=self.first_step,
+            skip=self.place.before * per_step,
+            rank=self.args.process_index,
+            world=world,
+        )
+        return DataLoader(batches, batch_size=None, num_workers=settings.workers)
 
-    def _begin_stage(self) -> None:
-        """Fresh moments for another loss."""
-        config, stage = self.config, self.place.stage
-        if stage == "solve":
-            return
-        self.solver.sums.clear()
-        rates = config.rates(stage)
-        self.optimizer = make_optimizer(self.masters.weights, *rates, config.weight_decay)
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step, and how many positions of them count on all devices."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        counts = sum((batch["labels"][:, 1:] >= 0).sum() for batch in batches)
+        assert isinstance(counts, Tensor)
+        counts = counts.to(self.args.device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum()
+        self.batches = batches
+        return batches, counts
 
-    def _descend(self, loss: float, factor: float) -> float:
-        """One step at ``factor`` of the peak rates; returns the gradient's norm."""
-        assert self.optimizer is not None
-        self.masters.take_gradients()
-        weights = list(self.masters.weights.values())
-        gradient = float(torch.nn.utils.clip_grad_norm_(weights, self.config.clip))
-        self._check_finite(loss, gradient)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.masters.publish()
-        return gradient
+    # The step
 
-    def _check_finite(self, loss: float, gradient: float) -> None:
-        if math.isfinite(loss) and math.isfinite(gradient):
-            return
-        kept = "" if self.folder is None else f"; the last checkpoint in {self.folder} is unharmed"
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The mean over the positions that count, of which this process has a part."""
+        total, divergence = model(**inputs, step=self.place.before + self.state.global_step)
+        assert isinstance(num_items_in_batch, Tensor)
+        # Gradients are averaged over the processes afterwards.
+        share = self.args.world_size / num_items_in_batch.clamp_min(1)
+        loss = total * share
+        self.divergence += float(divergence * share)
+        if not math.isfinite(float(loss.detach())):
+            self._stop(f"the loss is {float(loss.detach())}")
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not math.isfinite(float(norm)):
+            self._stop(f"the norm of the gradient is {float(norm)}")
+        return norm
+
+    def _stop(self, what: str) -> None:
+        """End a run that has broken down, before it changes a weight; keep what broke it."""
+        number = self.place.before + self.state.global_step + 1
+        stage = self.place.span.stage
+        kept = ""
+        if self.folder is not None:
+            process = self.args.process_index
+            file = self.folder / f"broken_step_{number}_process_{process}.safetensors"
+            tensors = {
+                f"{i}.{key}": value
+                for i, batch in enumerate(self.batches)
+                for key, value in batch.items()
+                if isinstance(value, Tensor)
+            }
+            sizes = [str(batch["sizes"]) for batch in self.batches]
+            write_tensors(file, "batch", tensors, {"what": what, "step": number, "sizes": sizes})
+            kept = f" The step's batch is in {file}; earlier checkpoints are unharmed."
         raise AllMemError(
-            f"step {self.place.step + 1} ({self.place.stage}): loss {loss} with a gradient of norm "
-            f"{gradient}; training stopped before it changed a weight{kept}. Lower "
-            f"--lr (now {self.config.lr})"
+            f"step {number} ({stage}): {what}; training stopped before it changed a weight.{kept} "
+            f"Lower the learning rate (now {self.settings.rates(stage)[0]:g})"
         )
 
-    def mean_alpha(self) -> float:
-        """Mean |alpha| over layers and channels."""
-        alphas = [w for name, w in self.masters.weights.items() if name.endswith("alpha")]
-        return float(torch.cat([a.detach().flatten() for a in alphas]).abs().mean())
+    # The optimiser
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over the slow weights alone."""
+        if getattr(self, "optimizer", None) is None:
+            rates = self.settings.rates(self.place.span.stage)
+            self.optimizer = make_optimizer(
+                self.student.memory_parameters(), *rates, self.settings.weight_decay
+            )
+        return cast("torch.optim.Optimizer", self.optimizer)
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """Nothing: it is there. Moving sharded weights would cut them off from their shards."""
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        # What is sharded already must not be wrapped by accelerate, which would copy it.
+        return Placed(model) if self.settings.fsdp else super()._wrap_model(model, training)
+
+    # What is shown
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With what is to be seen of a memory beside the loss."""
+        if "loss" in logs:
+            step = self._step(logs)
+            logs |= {
+                "divergence": self.divergence,
+                "alpha": step.alpha,
+                "eta": step.eta,
+                "tokens": float(step.tokens),
+                "tokens_per_second": step.tokens_per_second,
+            }
+            self.divergence = 0.0
+            if self.on_step is not None and self.is_world_process_zero():
+                self.on_step(step)
+        super().log(logs, start_time)
+
+    def _step(self, logs: Mapping[str, float]) -> Step:
+        settings = self.settings
+        per_step = settings.batch * settings.accumulate * self.args.world_size * self.rows.mean
+        return measure(
+            self.student,
+            self.place,
+            self.state.global_step,
+            float(logs["loss"]),
+            per_step,
+            time.perf_counter() - self.begun,
+            since=self.first_step,
+            gradient=float(logs.get("grad_norm") or 0.0),
+            rate=float(logs.get("learning_rate", 0.0)),
+        )
+
+    def decided_by_first(self, choice: bool) -> bool:
+        """What the first process chose: clocks differ."""
+        if self.args.world_size == 1:
+            return choice
+        decided = torch.tensor(int(choice), device=self.args.device)
+        torch.distributed.broadcast(decided, 0)
+        return bool(decided)
 
     # What stays
 
-    def save(self) -> None:
-        """Write checkpoint and adapter, if there is a folder.
+    def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
+        """A folder of its own: written beside, renamed when complete, then the older ones removed.
 
         Raises:
-            AllMemError: if one cannot be written; the files before are unharmed then.
+            AllMemError: if it cannot be written; the one before is unharmed then.
         """
         if self.folder is None:
             return
-        save_checkpoint(
-            self.folder / CHECKPOINT,
-            self.masters,
-            self.optimizer,
-            self.solver.tensors(),
-            self.place,
-            self._run(),
-        )
-        note = {"tokens": self.place.tokens, "steps": self.place.step}
-        save_adapter(self.model, self.folder / ADAPTER, note)
-
-    def _resume(self) -> None:
-        assert self.folder is not None
-        self.place, moments, sums = load_checkpoint(
-            self.folder / CHECKPOINT, self.masters, self._run()
-        )
-        self.solver.load(sums, self.model.device)
-        if self.place.stage:
-            self._begin_stage()
-        if self.optimizer is not None:
-            restore_moments(self.optimizer, moments)
-
-    def _run(self) -> dict[str, Any]:
-        """What a resumed run must agree on."""
-        essence = self.model.config.essence()
-        frozen = {n: p for n, p in self.model.named_parameters() if not p.requires_grad}
-        return {
-            **{k: v for k, v in essence.items() if k != "base"},
-            **self.config.essence(),
-            "base model": fingerprint(frozen),
-            "text": self.sequences.fingerprint(),
+        wait = self.accelerator.wait_for_everyone
+        target = self.folder / f"checkpoint-{self.state.global_step}"
+        first = self.is_world_process_zero()
+        weights = {
+            name: full_tensor(p).cpu() for name, p in self.student.memory_parameters().items()
         }
+        with atomic_folder(target, lead=first, wait=wait) as part:
+            save_process(part, self.args.process_index, self._beginnings().tensors())
+            save_training(part, self, first)
+            if first:
+                done = self.place.before + self.state.global_step
+                note = {"stage": self.place.span.stage, "steps": done}
+                write_tensors(part / ADAPTER, "adapter", weights, self.header | {"note": note})
+                self.state.save_to_json(str(part / STATE))
+        if first:
+            remove_old_checkpoints(self.folder, self.settings.keep_checkpoints)
+        self.last_saved = time.perf_counter()
+
+    def resume(self) -> None:
+        """Train from the folder's last checkpoint on, or from the beginning if there is none."""
+        found = None if self.folder is None else last_checkpoint(self.folder)
+        if found is not None:
+            self.first_step = TrainerState.load_from_json(str(found / STATE)).global_step
+            if self.first_step >= self.place.span.steps:
+                load_weights(self.student, found / ADAPTER)
+                return
+        self.train(resume_from_checkpoint=None if found is None else str(found))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.student, Path(resume_from_checkpoint) / ADAPTER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_training(Path(checkpoint), self)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            passed = load_process(Path(checkpoint), self.args.process_index)
+            self._beginnings().load(passed)
+
+    def _beginnings(self) -> Any:
+        assert isinstance(self.model, Distillation)
+        return self.model.beginnings
+
+
+class _Saving(TrainerCallback):
+    """When to write a checkpoint: as the configuration says, and at the end."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Setting up is no part of the pace.
+        self.trainer.begun = self.trainer.last_saved = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        settings = self.trainer.settings
+        if settings.checkpoint_steps is not None:
+            due = state.global_step % settings.checkpoint_steps == 0
+        else:
+            due = time.perf_counter() - self.trainer.last_saved > 60 * settings.checkpoint_minutes
+            due = self.trainer.decided_by_first(due)
+        control.should_save = due or state.global_step >= state.max_steps
+        return control
+
+
+def _checkpoint_layers(model: AllMemForCausalLM) -> None:
+    """Gradient checkpointing, by whichever name this version of transformers knows it."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _arguments(
+    config: DistillConfig, place: Place, folder: Path | None, device: torch.device
+) -> TrainingArguments:
+    steps = place.span.steps
+    stage_rate, _ = config.rates(place.span.stage)
+    return TrainingArguments(
+        output_dir=str(folder or "unused"),
+        max_steps=steps,
+        per_device_train_batch_size=config.batch,
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=stage_rate,
+        max_grad_norm=config.clip,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": round(config.decay * steps),
+            "decay_type": "linear",
+        },
+        warmup_steps=round(config.warmup * steps),
+        seed=config.seed,
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ignore_data_skip=True,
+        use_cpu=device.type == "cpu",
+        deepspeed=config.deepspeed,
+        # A chunk that never closes leaves the inner rates without a gradient.
+        ddp_find_unused_parameters=True,
+    )

@@ -193,15 +193,18 @@ class MemoryUnit(nn.Module):
                 if tail is not None:
                     tails[name] = tail
         q, k, v = (self._split_heads(projected[name]) for name in ("q", "k", "v"))
-        q = self.q_norm(F.silu(q))
-        k = self.k_norm(F.silu(k))
-        if self.config.normalize_values:
-            v = self.v_norm(v)
-        eta, beta = self.rates(x, layout.chunk)
-        read, memory = inner_loop(
-            q, k, v, eta, beta, state.memory, dict(self.initial), layout, self.config
-        )
-        read = self.o_norm(read).flatten(2)
+        # Autocast would do the sums of the inner loop in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            if self.config.feature_activation:
+                q, k = F.silu(q), F.silu(k)
+            q, k = self.q_norm(q), self.k_norm(k)
+            if self.config.normalize_values:
+                v = self.v_norm(v)
+            eta, beta = self.rates(x, layout.chunk)
+            read, memory = inner_loop(
+                q, k, v, eta, beta, state.memory, dict(self.initial), layout, self.config
+            )
+            read = self.o_norm(read).flatten(2)
         if self.config.gate:
             read = read * (2 * torch.sigmoid(self.projections.gate(x)))
         return self.projections.output(read, features), UnitState(memory, tails)

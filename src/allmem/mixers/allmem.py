@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
 from allmem.memory.projections import AttentionWeights, Features
-from allmem.memory.state import UnitState, accumulation_dtype
+from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
 from allmem.memory.unit import MemoryUnit
 from allmem.mixers.base import Capabilities, Mixer
 from allmem.state import State
@@ -38,6 +38,14 @@ class AllMemMixer(Mixer):
     ) -> tuple[Tensor, UnitState]:
         assert isinstance(state, UnitState)
         return self.unit(x, state, layout, features)
+
+    def carry(self, state: State) -> UnitState:
+        """Fast weights and momentum; the open chunk and the convolutions begin anew."""
+        assert isinstance(state, UnitState)
+        memory = state.memory
+        empty = {name: torch.zeros_like(g) for name, g in memory.gradient.items()}
+        kept = MemoryState(memory.weights, memory.momentum, empty, torch.zeros_like(memory.beta))
+        return UnitState(kept, {name: torch.zeros_like(t) for name, t in state.tails.items()})
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         unit = self.unit

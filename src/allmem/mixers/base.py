@@ -68,6 +68,12 @@ class Mixer(nn.Module, ABC):
             [R, N, D], finite in padding slots, and the state after the call.
         """
 
+    def carry(self, state: State) -> State:
+        """What of a state may stand before the first token of another text, in place of
+        ``init_state``: all of it, unless a mixer keeps something that belongs to a place in the
+        old one."""
+        return state
+
     @abstractmethod
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         """Bytes of one sequence's state after ``tokens`` tokens, in closed form."""

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from allmem.errors import AllMemError
@@ -14,8 +15,9 @@ from allmem.models.configuration import AllMemConfig
 from allmem.models.conversion import convert
 from allmem.models.fingerprint import fingerprint
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.sharded import full_tensor, like
 
-__all__ = ["load_adapter", "save_adapter"]
+__all__ = ["adapter_header", "load_adapter", "load_weights", "save_adapter"]
 
 
 def _base_fingerprint(model: AllMemForCausalLM) -> str:
@@ -30,19 +32,38 @@ def _base_fingerprint(model: AllMemForCausalLM) -> str:
 
 
 def save_adapter(
-    model: AllMemForCausalLM, path: str | os.PathLike[str], note: dict[str, Any] | None = None
+    model: AllMemForCausalLM,
+    path: str | os.PathLike[str],
+    note: dict[str, Any] | None = None,
+    *,
+    lead: bool = True,
 ) -> None:
     """Write the memory's slow weights to one safetensors file, with the fingerprint of the base.
+
+    Args:
+        note: anything JSON-able to keep beside them.
+        lead: whether this process writes, of several that share the model and all call.
 
     Raises:
         AllMemError: if the model has no memory, or the file cannot be written.
     """
-    weights = {name: p.detach() for name, p in model.memory_parameters().items()}
-    if not weights:
+    weights = {name: full_tensor(p).cpu() for name, p in model.memory_parameters().items()}
+    header = adapter_header(model, note)
+    if lead:
+        write_tensors(path, "adapter", weights, header)
+
+
+def adapter_header(model: AllMemForCausalLM, note: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an adapter's file says about the model that its weights belong to.
+
+    Raises:
+        AllMemError: if the model has no memory.
+    """
+    if not model.memory_parameters():
         raise AllMemError("no layer of this model has a memory; there is nothing to save")
     config = model.config
     base_config: PreTrainedConfig = config.text_config
-    header = {
+    return {
         "base": _base_fingerprint(model),
         "base_source": config.base_source,
         "vocab_size": base_config.vocab_size,
@@ -52,7 +73,6 @@ def save_adapter(
         "mixer_options": config.mixer_options,
         "note": note or {},
     }
-    write_tensors(path, "adapter", weights, header)
 
 
 def load_adapter(
@@ -73,8 +93,29 @@ def load_adapter(
     Raises:
         AllMemError: if the file is damaged or belongs to another base.
     """
-    weights, header = read_tensors(path, "adapter")
+    _, header = weights_and_header = read_tensors(path, "adapter")
     model = base if isinstance(base, AllMemForCausalLM) else _convert_as(base, header, load_options)
+    load_weights(model, path, weights_and_header, other_base=other_base)
+    return model
+
+
+def load_weights(
+    model: AllMemForCausalLM,
+    path: str | os.PathLike[str],
+    contents: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+    *,
+    other_base: bool = False,
+) -> None:
+    """Give a converted model the memories of an adapter file.
+
+    Args:
+        contents: of the file, if it was read already.
+        other_base: see ``load_adapter``.
+
+    Raises:
+        AllMemError: if the file is damaged or belongs to another base or layout.
+    """
+    weights, header = read_tensors(path, "adapter") if contents is None else contents
     _check_layout(model.config, header, path)
     found = _base_fingerprint(model)
     if found != header["base"] and not other_base:
@@ -97,8 +138,7 @@ def load_adapter(
                     f"{tuple(parameter.shape)}; the base model is another one"
                 )
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    return model
+            parameter.copy_(like(weights[name], parameter))
 
 
 def _convert_as(

@@ -94,8 +94,7 @@ class AllMemCache(Cache):
                 f"this cache belongs to another model or configuration (key {self.key}, the "
                 f"model's is {model.cache_key}); make a new one with AllMemCache(model.config)"
             )
-        fresh = self.states is None
-        if fresh:
+        if self.columns == 0:
             self.seen = torch.zeros(batch, dtype=torch.int64)
         elif len(self.seen) != batch:
             raise AllMemError(
@@ -112,8 +111,6 @@ class AllMemCache(Cache):
         else:
             layout = Layout.from_grid(self.seen, mask, documents, slots.device)
         layout = layout.read_with(self.window, self.chunk)
-        if fresh:
-            self.states = model.init_states(layout.rows, slots.device, self.window)
         return layout
 
     def close_call(self, layout: Layout, states: list[LayerState], slots: Tensor) -> None:
@@ -221,10 +218,13 @@ class AllMemCache(Cache):
 
     def fork(self) -> Self:
         """An independent copy: the same past, two futures."""
+        return self.with_states(self.states and [state.clone() for state in self.states])
+
+    def with_states(self, states: list[LayerState] | None) -> Self:
+        """The same place in the text around other states, one per layer."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        if self.states is not None:
-            twin.states = [state.clone() for state in self.states]
+        twin.states = states
         twin.seen = self.seen.clone()
         return twin
 

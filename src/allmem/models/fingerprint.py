@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from allmem.sharded import full_tensor
+
 __all__ = ["fingerprint"]
 
 SAMPLES = 256
@@ -24,7 +26,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().reshape(-1)
+        tensor = full_tensor(tensors[name]).reshape(-1)
         stride = max(1, tensor.numel() // SAMPLES)
         sample = tensor[::stride][:SAMPLES].to(torch.bfloat16).cpu().contiguous()
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())

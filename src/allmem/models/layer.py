@@ -7,8 +7,8 @@ model travels through the layers as a ``Call``; nothing of it stays on a module.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,10 +42,17 @@ class Call:
     """One forward call on its way through the decoder layers."""
 
     layout: Layout
-    before: list[LayerState]
-    after: list[LayerState]
-    full_attention: bool
+    before: Sequence[LayerState] | None
+    """One state per layer; ``None`` where nothing was read yet."""
+    full_attention: bool = False
     observe: Observer | None = None
+    after: dict[int, LayerState] = field(default_factory=dict)
+    """By layer."""
+
+    @property
+    def states(self) -> list[LayerState]:
+        """What the call left behind, one per layer."""
+        return [self.after[layer] for layer in sorted(self.after)]
 
 
 class MixedAttention(LayerMixer):
@@ -81,7 +88,13 @@ class MixedAttention(LayerMixer):
             if call.observe is not None:
                 call.observe(self, x, y, layout)
         else:
-            y, call.after[self.layer] = super().forward(x, call.before[self.layer], layout)
+            if call.before is None:
+                # Here and not before the call: a layer's weights may be elsewhere until its turn
+                # (another device, another process's shard).
+                before = self.init_state(x.shape[0], x.dtype, x.device, layout.window)
+            else:
+                before = call.before[self.layer]
+            y, call.after[self.layer] = super().forward(x, before, layout)
         return layout.scatter(y), None
 
     def _teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:

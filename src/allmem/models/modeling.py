@@ -210,24 +210,27 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         full_attention: bool = False,
         observe: Observer | None = None,
+        cache: AllMemCache | None = None,
     ) -> Tensor:
-        """What the language-model head reads, [B, T, D], for a whole text in one call.
+        """What the language-model head reads, [B, T, D], for all tokens in one call.
 
         For losses that never hold all logits at once. Arguments as for ``forward``.
 
         Args:
             observe: with ``full_attention``, called in every layer; to train one layer at a time.
+            cache: what was read before, and with which window and chunk to read; it is updated.
         """
-        cache = AllMemCache(self.config)
+        cache = AllMemCache(self.config) if cache is None else cache
         layout = cache.open_call(self, input_ids, attention_mask, position_ids)
-        assert cache.states is not None
-        call = Call(layout, cache.states, list(cache.states), full_attention, observe)
+        call = Call(layout, cache.states, full_attention, observe)
         output = self.base.base_model(
             input_ids=input_ids,
             position_ids=layout.grid_positions if full_attention else None,
             use_cache=False,
             allmem_call=call,
         )
+        if not full_attention:
+            cache.close_call(layout, call.states, input_ids)
         return output.last_hidden_state
 
     def _read(
@@ -246,8 +249,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         slots = input_ids if input_ids is not None else inputs_embeds
         assert slots is not None
         layout = cache.open_call(self, slots, attention_mask, position_ids)
-        assert cache.states is not None
-        call = Call(layout, cache.states, list(cache.states), full_attention)
+        call = Call(layout, cache.states, full_attention)
         output = self.base(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -258,7 +260,8 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
             allmem_call=call,
             **kwargs,
         )
-        cache.close_call(layout, call.after, slots)
+        if not full_attention:
+            cache.close_call(layout, call.states, slots)
         return output
 
     def _reads_in_blocks(

@@ -13,9 +13,9 @@ from allmem.data.builders.facts import Facts, Needles, Updates
 from allmem.data.builders.haystack import Haystack
 from allmem.data.builders.key_value import KeyValue
 from allmem.data.builders.material import Material
-from allmem.data.config import build_from
 from allmem.data.conversation import Conversation
 from allmem.errors import AllMemError, unknown_name
+from allmem.schema import build_from
 
 __all__ = ["BUILDERS", "Builder", "Material", "make_builder"]
 

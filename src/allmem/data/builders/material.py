@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from allmem.data.adapters import conversations
 from allmem.data.chat import ChatEncoder
 from allmem.data.cleaning import clean_conversation, clean_text
-from allmem.data.config import DataConfig, SourceConfig, build_from
+from allmem.data.config import DataConfig, SourceConfig
 from allmem.data.conversation import Conversation, Dropped, Message
 from allmem.data.readers import BadRow, read_rows
 from allmem.errors import AllMemError
 from allmem.prompts import BETWEEN, plain_ids
+from allmem.schema import build_from
 
 __all__ = ["BuilderBase", "Material", "Measured", "SENTENCE_END"]
 

@@ -1,0 +1,195 @@
+"""``allmem collect``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from allmem.cli import terminal
+from allmem.cli.options import (
+    SAMPLING,
+    ConversionOptions,
+    Model,
+    OpeningOptions,
+    Thinking,
+    Verbose,
+    grouped,
+)
+from allmem.cli.terminal import SECONDS_BETWEEN_LINES, count, error_console
+from allmem.cli.training import share_cores
+
+if TYPE_CHECKING:
+    from allmem.distill.collect import Collected
+
+__all__ = ["command"]
+
+RECOMMENDED = "the model's recommendation"
+
+
+@dataclass
+class StudentSampling:
+    """How the student's next token is chosen; ``None`` for what its makers recommend."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            "-t",
+            help="0 takes the likeliest token.",
+            show_default=f"{RECOMMENDED}, or 1",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p",
+            help="Sample among the likeliest of this total.",
+            show_default=f"{RECOMMENDED}, or 1",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            help="Sample among so many; 0 for all.",
+            show_default=f"{RECOMMENDED}, or 0",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option("--seed", help="The same seed gives the same text.", rich_help_panel=SAMPLING),
+    ] = 0
+
+
+@grouped
+def command(
+    model: Model,
+    prompts: Annotated[
+        list[str],
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Chats whose last user turn is to be answered, or rows with a 'prompt'; every "
+            "form that `allmem data build` reads; repeatable.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File of responses (.jsonl) to make, or to go on with.",
+            show_default=False,
+        ),
+    ],
+    opening: OpeningOptions,
+    sampling: StudentSampling,
+    conversion: ConversionOptions,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="Longest response.")
+    ] = 1024,
+    max_prompt_tokens: Annotated[
+        int,
+        typer.Option("--max-prompt-tokens", min=1, metavar="N", help="Longer prompts are skipped."),
+    ] = 4096,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=1, metavar="N", help="Answer the first N prompts.", show_default="all"
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, metavar="N", help="Prompts answered together.")
+    ] = 8,
+    thinking: Thinking = False,
+    verbose: Verbose = False,
+) -> None:
+    """Collect a student's own responses, to be distilled from.
+
+    The model answers every prompt; a recipe with `data.responses` then lets the original model
+    judge each token of what it said (offline on-policy distillation). Interrupted, the same command
+    goes on where it was.
+    """
+    chosen = conversion.conversion()
+    terminal.quiet(verbose)
+    share_cores()
+    with terminal.working(f"loading {model}"):
+        from allmem.data.readers import list_files
+        from allmem.distill.collect import collect
+        from allmem.distill.prompts import read_prompts
+        from allmem.distill.responder import recommended_sampling
+
+        for file in prompts:
+            # Before minutes of loading rather than after.
+            list_files(file)
+        opened = opening.open(model, chosen)
+        how = recommended_sampling(
+            opened.model, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed
+        )
+        asked = read_prompts(
+            prompts, opened.tokenizer, thinking=thinking, longest=max_prompt_tokens, limit=limit
+        )
+    for reason, number in asked.skipped.items():
+        error_console().print(f"skipped: {reason} {count(number)}", markup=False)
+    with _report() as on_batch:
+        result = collect(
+            opened,
+            asked,
+            output,
+            how,
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+            source=model,
+            adapter=opening.adapter,
+            on_batch=on_batch,
+        )
+    terminal.console().print(
+        f"{output}: {count(result.done)} responses, {count(result.tokens)} tokens, "
+        f"{result.finished / result.done:.0%} ended by themselves",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _describe(now: Collected) -> str:
+    """``12 of 100 responses  320 tokens/s  1:20 left``."""
+    minutes, seconds = divmod(round(now.seconds_left), 60)
+    return (
+        f"{count(now.done)} of {count(now.total)} responses  "
+        f"{now.tokens_per_second:,.0f} tokens/s  {minutes}:{seconds:02d} left"
+    )
+
+
+@contextlib.contextmanager
+def _report() -> Iterator[Callable[[Collected], None]]:
+    """Report batches: as a bar on a terminal, else as a line now and then."""
+    shown = error_console()
+    if shown.is_terminal:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns: list[Any] = [BarColumn(), TextColumn("{task.description}", markup=False)]
+        with Progress(*columns, console=shown) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda now: bar.update(
+                task, completed=now.done / now.total, description=_describe(now)
+            )
+        return
+    last = time.monotonic()
+
+    def report(now: Collected) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            shown.print(_describe(now), markup=False)
+
+    yield report

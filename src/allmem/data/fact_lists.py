@@ -1,0 +1,185 @@
+"""Short rows that only a memory can answer: facts in a list, and the same facts again.
+
+    Anna: 4812            The facts of a row, one per person, then perhaps some prose, then all of
+    Bob: 9930             them again in another order. What is learned are the digits of those
+    ...                   that are older than the window by then. Nothing else of a row can be
+    Bob: 9930             known, so every learned token asks the memory.
+    Anna: 4812
+
+Plain text and not chats: a small pretrained model continues such a list by itself. Some names are
+kept for held-out rows. Row number i is a function of the seed and i alone.
+
+Letters: T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allmem.data.stream import IGNORED
+from allmem.documents import LEARNED, load_book, read_document
+from allmem.errors import AllMemError
+from allmem.prompts import plain_ids, start_ids
+from allmem.schema import check_positive
+
+__all__ = ["FactLists", "FactWriter"]
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NAMES = _words(
+    "Anna Bob Carl David Emma Frank George Henry Jack Kate Laura Mark Nina Oliver Peter Robert "
+    "Sarah Thomas Victor William Alice Daniel Edward Grace Helen James John Mary Paul Simon Susan "
+    "Tony Adam Ben Chris Eric Ian Jane Kevin Lisa Martin Michael Nick Oscar Philip Rachel Richard "
+    "Sam Steve Tim Tom Walter Amy Charlie Diana Emily Fred Harry Jim Joe Julia Karen Leo Lucy Max "
+    "Rose Ruth Ryan Sophie Stephen Matthew Andrew Anthony Brian Jason Joseph Jennifer Linda Nancy "
+    "Patricia Barbara Betty Sandra Donna Carol Michelle Kimberly Jessica"
+)
+HELD_OUT = 24
+"""The first so many names occur in held-out rows alone."""
+
+
+@dataclass(frozen=True)
+class FactLists:
+    """What such rows look like.
+
+    Raises:
+        AllMemError: on a value outside its range, naming the value and the remedy.
+    """
+
+    counts: tuple[int, ...] = (16,)
+    """Facts of a row, drawn from these."""
+    digits: int = 4
+    """Of a number."""
+    forms: tuple[str, ...] = ("{name}: {number}\n",)
+    """Of a fact; one is drawn per row."""
+    gaps: tuple[int, ...] = (0,)
+    """Tokens of prose between the facts and the questions, drawn from these."""
+    scattered: tuple[int, ...] = (0,)
+    """Tokens of prose between two facts, drawn from these."""
+    prose: str | None = None
+    """A text file; default: a novel that ships with allmem."""
+
+    def __post_init__(self) -> None:
+        check_positive(digits=self.digits)
+        for name in ("counts", "forms", "gaps", "scattered"):
+            if not getattr(self, name):
+                raise AllMemError(f"{name} is empty; name at least one")
+        for count in self.counts:
+            if not 2 <= count <= HELD_OUT:
+                raise AllMemError(f"counts: {count} must lie between 2 and {HELD_OUT}")
+        for length in (*self.gaps, *self.scattered):
+            if length < 0:
+                raise AllMemError(f"gaps and scattered: {length} must be 0 or more")
+        for form in self.forms:
+            if form.count("{name}") != 1 or form.count("{number}") != 1:
+                raise AllMemError(f"forms: {form!r} must hold {{name}} and {{number}} once each")
+
+
+class FactWriter:
+    """Makes rows.
+
+    Args:
+        window: W; answers count where the fact is older.
+        held_out: draw from the names that training never sees.
+    """
+
+    def __init__(
+        self,
+        facts: FactLists,
+        tokenizer: Any,
+        window: int,
+        seed: int = 0,
+        held_out: bool = False,
+    ) -> None:
+        self.facts, self.tokenizer, self.window = facts, tokenizer, window
+        self.seed, self.held_out = seed, held_out
+        self.names = NAMES[:HELD_OUT] if held_out else NAMES[HELD_OUT:]
+
+    def row(self, number: int) -> dict[str, Tensor]:
+        """Row ``number``: ``input_ids``, ``labels``, ``position_ids``, [T] each.
+
+        Raises:
+            AllMemError: if no answer of it is older than the window.
+        """
+        facts = self.facts
+        draw = random.Random(f"{self.seed} {self.held_out} facts {number}")
+        form = draw.choice(facts.forms)
+        written = []
+        for name in draw.sample(self.names, draw.choice(facts.counts)):
+            value = "".join(str(draw.randrange(10)) for _ in range(facts.digits))
+            written.append(self._fact(form, name, value))
+        between = draw.choice(facts.scattered)
+        ids, ends = start_ids(self.tokenizer), []
+        for tokens, _ in written:
+            ids += self._prose(draw, between) + tokens
+            ends.append(len(ids))
+        ids += self._prose(draw, draw.choice(facts.gaps))
+        labels = [IGNORED] * len(ids)
+        for i in draw.sample(range(len(written)), len(written)):
+            tokens, asked = written[i]
+            # From the window of the first of these tokens no token of the fact is seen.
+            old = len(ids) - ends[i] >= self.window
+            labels += [t if old and a else IGNORED for t, a in zip(tokens, asked, strict=True)]
+            ids += tokens
+        if all(label == IGNORED for label in labels):
+            raise AllMemError(
+                f"a row of {len(ids)} tokens has no fact older than the window of {self.window}; "
+                "give more facts, a longer gap, or a smaller window"
+            )
+        return {
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "position_ids": torch.arange(len(ids)),
+        }
+
+    def _fact(self, form: str, name: str, value: str) -> tuple[list[int], list[bool]]:
+        """The tokens of a fact, and which of them are the number."""
+        text = form.format(name=name, number=value)
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        begin = text.index(value)
+        return encoded["input_ids"], [
+            first < begin + len(value) and last > begin and text[first:last].strip() != ""
+            for first, last in encoded["offset_mapping"]
+        ]
+
+    def _prose(self, draw: random.Random, length: int) -> list[int]:
+        if length == 0:
+            return []
+        prose = self._prose_ids
+        begin = draw.randrange(len(prose) - length)
+        return [*prose[begin : begin + length - 1], *self._line_end]
+
+    @cached_property
+    def _line_end(self) -> Sequence[int]:
+        return plain_ids(self.tokenizer, "\n")
+
+    @cached_property
+    def _prose_ids(self) -> list[int]:
+        name = self.facts.prose
+        text = load_book(LEARNED) if name is None else read_document(name)
+        # Numbers would be told from the facts by chance alone.
+        return plain_ids(self.tokenizer, re.sub(r"[0-9\n]+", " ", text))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a row may have, about."""
+        facts = self.facts
+        forms = (len(self._fact(form, "Kimberly", "0" * facts.digits)[0]) for form in facts.forms)
+        most = max(facts.counts)
+        return most * (2 * max(forms) + max(facts.scattered)) + max(facts.gaps) + 1

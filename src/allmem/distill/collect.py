@@ -1,0 +1,259 @@
+"""``collect``: a student's responses to prompts, written to a file as they come.
+
+For offline on-policy distillation (paper, section 3.3.3). A collection that is killed at any point
+goes on from its last whole batch, and its file is the same, byte for byte, as if it had never been
+killed. The form of the file is the business of ``allmem.distill.responses``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from allmem.distill.prompts import Prompts
+from allmem.distill.responder import MAX_NEW_TOKENS, Responder
+from allmem.distill.responses import FORMAT, KIND, Response, ResponseFile, vocabulary
+from allmem.errors import AllMemError
+from allmem.files import atomic_path
+from allmem.opening import OpenedModel
+from allmem.reading import Sampling
+from allmem.schema import check_positive
+
+__all__ = ["Collected", "collect"]
+
+SORTED = 256
+"""Prompts that are put in order of their length before they are cut into batches, so that a batch
+holds little padding."""
+TOLD = ("source", "adapter", "prompts.skipped")
+"""What a header says to people; a resumed collection need not agree on it."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How far a collection is."""
+
+    done: int
+    """Responses in the file."""
+    total: int
+    finished: int
+    """Of them, those that ended by themselves and not at the limit."""
+    tokens: int
+    """Of all responses in the file."""
+    tokens_per_second: float
+    """Since this call began."""
+    seconds_left: float
+
+
+def collect(
+    opened: OpenedModel,
+    prompts: Prompts,
+    path: str | Path,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch: int = 8,
+    source: str = "",
+    adapter: str | None = None,
+    on_batch: Callable[[Collected], None] | None = None,
+) -> Collected:
+    """Let a student answer prompts; go on with a file that an earlier call began.
+
+    Args:
+        opened: the student.
+        prompts: made with the student's tokenizer.
+        path: of the file.
+        sampling: with a seed (``recommended_sampling``).
+        max_new_tokens: longest response.
+        batch: prompts that are answered together; changes nothing but the rounding.
+        source, adapter: names for the file's header.
+        on_batch: called after every batch.
+
+    Raises:
+        AllMemError: if the file belongs to another collection, naming the difference, is damaged,
+            or cannot be written. What was written before stays; the same call goes on from it.
+    """
+    check_positive(batch=batch)
+    responder = Responder(opened, prompts.end, sampling, max_new_tokens)
+    path = Path(path)
+    header = _header(responder, prompts) | {"source": source, "adapter": adapter}
+    if not path.exists():
+        with atomic_path(path) as part:
+            part.write_bytes(_line(header))
+    order = _order(prompts)
+    found, end = _found(path, header, order, batch)
+    if len(found) < len(order) and opened.memory_is_silent:
+        warnings.warn(
+            "the memory is untrained and adds nothing: these will be responses of the window "
+            "alone; name the adapter of the student that you train",
+            stacklevel=2,
+        )
+    tally = _Tally(len(order), found)
+    with _appending(path, end) as file:
+        for first in range(len(found), len(order), batch):
+            numbers = order[first : first + batch]
+            asked = [prompts.listed[i] for i in numbers]
+            responses = responder([prompt.ids for prompt in asked], numbers)
+            for number, prompt, response in zip(numbers, asked, responses, strict=True):
+                values = {
+                    "number": number,
+                    "prompt": prompt.said,
+                    "prompt_ids": prompt.ids,
+                    "response": opened.tokenizer.decode(response.said, skip_special_tokens=True),
+                    "response_ids": response.ids,
+                    "finished": response.finished,
+                }
+                file.write(_line(values))
+                tally.add(response)
+            file.flush()
+            os.fsync(file.fileno())
+            if on_batch is not None:
+                on_batch(tally.report())
+    return tally.report()
+
+
+class _Tally:
+    """Counts responses, and how fast they come.
+
+    Args:
+        total: how many there will be.
+        found: those that were in the file already.
+    """
+
+    def __init__(self, total: int, found: Iterable[Response]) -> None:
+        self.total = total
+        self.done = self.finished = self.tokens = 0
+        for response in found:
+            self.add(response)
+        self.before = self.done, self.tokens
+        self.begun = time.perf_counter()
+
+    def add(self, response: Response) -> None:
+        """Count one."""
+        self.done += 1
+        self.finished += response.finished
+        self.tokens += len(response.ids)
+
+    def report(self) -> Collected:
+        """How far it is."""
+        done, tokens = self.before
+        seconds = time.perf_counter() - self.begun
+        pace = seconds / max(self.done - done, 1)
+        return Collected(
+            self.done,
+            self.total,
+            self.finished,
+            self.tokens,
+            (self.tokens - tokens) / max(seconds, 1e-9),
+            pace * (self.total - self.done),
+        )
+
+
+def _order(prompts: Prompts) -> list[int]:
+    """The order in which prompts are answered: it knows nothing of batches, which may change."""
+    order: list[int] = []
+    for first in range(0, len(prompts), SORTED):
+        block = range(first, min(first + SORTED, len(prompts)))
+        order += sorted(block, key=lambda i: (len(prompts.listed[i].ids), i))
+    return order
+
+
+def _header(responder: Responder, prompts: Prompts) -> dict[str, Any]:
+    """What decides the responses."""
+    opened, how = responder.opened, responder.sampling
+    config = opened.model.config
+    window = opened.window or config.window_config
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "model": opened.model.fingerprint(),
+        "dtype": str(opened.model.dtype).removeprefix("torch."),
+        "reading": {
+            "window": window.window,
+            "sinks": window.sinks,
+            "chunk": opened.chunk or config.chunk,
+        },
+        "tokenizer": vocabulary(opened.tokenizer),
+        "sampling": {
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            "top_k": how.top_k,
+            "seed": how.seed,
+            "max_new_tokens": responder.max_new_tokens,
+            "thinking": prompts.thinking,
+            "stop": responder.stop,
+        },
+        "prompts": {
+            "number": len(prompts),
+            "fingerprint": prompts.fingerprint(),
+            "skipped": prompts.skipped,
+        },
+    }
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
+def _found(
+    path: Path, header: dict[str, Any], order: Sequence[int], batch: int
+) -> tuple[list[Response], int]:
+    """The responses of all whole batches in a file, and at which byte they end.
+
+    Raises:
+        AllMemError: if it belongs to another collection, or is damaged.
+    """
+    file = ResponseFile(path)
+    theirs, ours = (_flat(values) for values in (file.header, header))
+    for key in dict.fromkeys([*ours, *theirs]):
+        if key not in TOLD and theirs.get(key) != ours.get(key):
+            raise AllMemError(
+                f"{path} was begun with {key} = {theirs.get(key)!r}, now it is {ours.get(key)!r}; "
+                "go on with the same model, prompts and options, or name another file"
+            )
+    found: list[Response] = []
+    whole, end = 0, file.header_end
+    for values, line_end in file.lines():
+        if len(found) == len(order) or values.get("number") != order[len(found)]:
+            raise AllMemError(
+                f"{path}, line {len(found) + 2} is not the response that belongs there; it was "
+                "altered after it was written: collect anew, into another file"
+            )
+        found.append(Response(values["response_ids"], values["finished"]))
+        if len(found) % batch == 0 or len(found) == len(order):
+            whole, end = len(found), line_end
+    return found[:whole], end
+
+
+def _flat(header: dict[str, Any]) -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in header.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        flat |= {f"{key}.{name}": below for name, below in inner} or {key: value}
+    return flat
+
+
+@contextlib.contextmanager
+def _appending(path: Path, end: int) -> Iterator[IO[bytes]]:
+    """A file to be continued from a byte on.
+
+    Raises:
+        AllMemError: if the disk refuses.
+    """
+    try:
+        with path.open("r+b") as file:
+            file.truncate(end)
+            file.seek(end)
+            yield file
+    except OSError as error:
+        raise AllMemError(
+            f"cannot write {path}: {error.strerror}; what is in it is unharmed. Free some space, "
+            "and the same command goes on"
+        ) from error

@@ -1,0 +1,398 @@
+"""A recipe: everything that a distillation run needs, in one YAML file.
+
+``load_recipe`` reads a file or a preset and puts ``key=value`` settings in place of its own values;
+``run_recipe`` loads the model and the data that it names and distils. A key that is not known is an
+error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from allmem.choices import Conversion
+from allmem.data.fact_lists import FactLists
+from allmem.distill.config import DistillConfig
+from allmem.errors import AllMemError, unknown_name
+from allmem.schema import build_from, check_positive, override, read_yaml
+
+if TYPE_CHECKING:
+    from allmem.distill.evaluate import Comparison
+    from allmem.distill.rows import Row, Rows
+    from allmem.distill.run import Outcome
+    from allmem.distill.teacher import Teacher
+    from allmem.distill.trainer import Step
+    from allmem.opening import OpenedModel
+
+__all__ = [
+    "RECIPE",
+    "DataSource",
+    "OnPolicySource",
+    "Recipe",
+    "TeacherSource",
+    "load_recipe",
+    "preset_names",
+    "read_rows",
+    "recipe_text",
+    "run_recipe",
+]
+
+RECIPE = "recipe.yaml"
+"""What a run leaves beside its figures, to be run again."""
+
+HELD_OUT_SHARE = 0.1
+"""Of the last text, where no other is named."""
+
+
+@dataclass(frozen=True)
+class OnPolicySource:
+    """Prompts that the student answers anew at every step (paper section 3.3.3, online).
+
+    Raises:
+        AllMemError: on a share that is none.
+    """
+
+    prompts: tuple[str, ...]
+    """Files of chats; the answers in them are not read."""
+    max_new_tokens: int = 512
+    thinking: bool = False
+    share: float = 1.0
+    """Of the rows; the others are those that are given beside."""
+
+    def __post_init__(self) -> None:
+        check_positive(max_new_tokens=self.max_new_tokens)
+        if not self.prompts:
+            raise AllMemError("prompts is empty; name at least one file")
+        if not 0 < self.share <= 1:
+            raise AllMemError(f"share = {self.share} must lie above 0 and up to 1")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """What to learn from. Give one of ``folder``, ``texts``, ``responses``, ``facts`` and
+    ``on_policy``; one of the others beside the last if that has a share below 1.
+
+    Raises:
+        AllMemError: if none or several are given, or a number is not positive.
+    """
+
+    folder: str | None = None
+    """Made by ``allmem data build``."""
+    texts: tuple[str, ...] = ()
+    """Plain text files in UTF-8, of which every token is learned."""
+    responses: str | None = None
+    """Made by ``allmem collect``: the student's own answers (offline on-policy distillation)."""
+    facts: FactLists | None = None
+    """Lists of facts that are made as they are read; nothing is learned of them but to recall."""
+    on_policy: OnPolicySource | None = None
+    mix: dict[str, float] = field(default_factory=dict)
+    """Of a folder: length class -> share of the rows; default: all in proportion."""
+    length: int = 1024
+    """Tokens of a row made of texts or responses."""
+    held_out: str | None = None
+    """To be judged by: a text file, or a folder, or a file of responses; default: what is kept back
+    of the data."""
+    evaluated: int = 8
+    """Held-out rows: eight of a thousand tokens tell a tenth of the window's KL."""
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("folder", "texts", "responses", "facts") if getattr(self, n)]
+        needed = self.on_policy is None or self.on_policy.share < 1
+        if len(given) != needed:
+            found = " and ".join(given) or "none"
+            if self.on_policy is None:
+                raise AllMemError(
+                    f"give one of folder, texts, responses, facts and on_policy (found {found})"
+                )
+            others = "needs one" if needed else "goes without any"
+            raise AllMemError(
+                f"on_policy with share = {self.on_policy.share} {others} of folder, texts, "
+                f"responses and facts beside it (found {found})"
+            )
+        if self.mix and not self.folder:
+            raise AllMemError("mix is for a folder with length classes")
+        check_positive(length=self.length, evaluated=self.evaluated)
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Who is imitated.
+
+    Raises:
+        AllMemError: if a model is named and not wanted, or the other way round.
+    """
+
+    kind: Literal["own", "model", "stored"] = "own"
+    """``own``: the student's weights with full attention; ``model``: another model; ``stored``:
+    answers in the data folder, from ``allmem data teach``."""
+    model: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "model") != (self.model is not None):
+            raise AllMemError(f"kind = {self.kind!r} and model = {self.model!r} do not go together")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. See ``docs/distillation.md`` for every key.
+
+    Raises:
+        AllMemError: on values that do not fit together.
+    """
+
+    model: str
+    """What to distil: a hub name, a folder, a GGUF file, or ``smollm2``."""
+    output: str
+    """Folder of the run."""
+    data: DataSource
+    training: DistillConfig
+    conversion: Conversion = field(default_factory=Conversion)
+    """Of a model that is not converted yet."""
+    adapter: str | None = None
+    """Trained memories to go on from."""
+    other_base: bool = False
+    """Load the adapter although its base had other weights."""
+    dtype: str | None = None
+    """Precision of the frozen weights and of the computation; default: as saved."""
+    device: str | None = None
+    """Default: the GPU, if there is one; with several processes each has its own."""
+    teacher: TeacherSource = field(default_factory=TeacherSource)
+
+    def __post_init__(self) -> None:
+        if self.data.on_policy is None:
+            return
+        if self.teacher.kind == "stored":
+            raise AllMemError("teacher.kind = stored has no answers to what data.on_policy makes")
+        if self.training.workers or self.training.fsdp:
+            raise AllMemError(
+                "data.on_policy needs training.workers = 0 and training.fsdp = false: rows are "
+                "made by the weights of their step, and differ in length from process to process"
+            )
+
+
+def preset_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("allmem.resources") / "presets"
+    names = [file.name for file in folder.iterdir()]
+    return sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
+
+
+def load_recipe(source: str, settings: Iterable[str] = (), **values: Any) -> Recipe:
+    """A recipe from a YAML file, or from a preset's name.
+
+    Args:
+        settings: ``key=value`` each, in place of the file's; ``training.lr=1e-3`` reaches inside.
+        values: the same as keyword arguments; ``None`` is ignored.
+
+    Raises:
+        AllMemError: if there is no such file or preset, or it holds what a recipe refuses.
+    """
+    path: Any = Path(source)
+    if not path.is_file():
+        if source not in preset_names():
+            if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+                raise AllMemError(f"there is no file {source}")
+            raise AllMemError(
+                f"{unknown_name('preset', source, preset_names())}; or name a YAML file"
+            )
+        path = resources.files("allmem.resources") / "presets" / f"{source}.yaml"
+    found = override(read_yaml(path), settings)
+    found |= {key: value for key, value in values.items() if value is not None}
+    return build_from(Recipe, found, source)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe with all its keys as YAML; loading it gives the same recipe."""
+    import yaml
+
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False).rstrip()
+
+
+def _plain(value: Any) -> Any:
+    """Without tuples, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+    on_compared: Callable[[str, Comparison], None] | None = None,
+) -> Outcome:
+    """Load what a recipe names, distil, and leave adapter and figures in its folder.
+
+    Args:
+        resume: go on with the run that the folder holds.
+        on_step, on_compared: see ``distill``.
+
+    Raises:
+        AllMemError: on bad input of any kind; nothing is lost.
+    """
+    from accelerate import PartialState
+
+    from allmem.distill.run import distill, prepare_folder
+    from allmem.files import atomic_path
+    from allmem.opening import open_model
+
+    device = recipe.device or _own_device()
+    processes = PartialState(cpu=_is_cpu(device))
+    # Before minutes of loading rather than after; the first process alone, since the others would
+    # find what it writes.
+    if processes.is_main_process:
+        folder = prepare_folder(recipe.output, resume)
+        with atomic_path(folder / RECIPE) as part:
+            part.write_text(recipe_text(recipe) + "\n")
+    opened = open_model(
+        recipe.model,
+        recipe.conversion,
+        adapter=recipe.adapter,
+        other_base=recipe.other_base,
+        dtype=recipe.dtype,
+        device=device,
+    )
+    if opened.window is not None or opened.chunk is not None:
+        raise AllMemError(
+            f"{', '.join(recipe.conversion.reading)}: a memory is trained with the sizes that it "
+            "was converted with; leave them out, convert again, or draw them (training.random)"
+        )
+    rows, held_out = read_rows(recipe.data, opened, recipe.training)
+    return distill(
+        opened.model,
+        rows,
+        held_out,
+        recipe.training,
+        Path(recipe.output),
+        teacher=_teacher(recipe.teacher, opened),
+        on_step=on_step,
+        on_compared=on_compared,
+    )
+
+
+def read_rows(
+    source: DataSource, opened: OpenedModel, training: DistillConfig
+) -> tuple[Rows, list[Row]]:
+    """The training rows and the held-out ones.
+
+    Raises:
+        AllMemError: if a file is missing, or too short for a row.
+    """
+    from allmem.data import Sequences
+    from allmem.data.fact_lists import FactWriter
+    from allmem.distill.rows import FactRows, FolderRows, ListRows, TextRows, held_out_rows
+
+    tokenizer, seed = opened.tokenizer, training.seed
+    if source.on_policy is not None:
+        return _online(source, source.on_policy, opened, training)
+    if source.facts is not None:
+        sizes = training.random
+        window = opened.model.config.window if sizes is None else max(sizes.windows)
+        writer = FactWriter(source.facts, tokenizer, window, seed)
+        judge = FactWriter(source.facts, tokenizer, window, seed, held_out=True)
+        return FactRows(writer), [judge.row(i) for i in range(source.evaluated)]
+    if source.folder is not None:
+        back = 0 if source.held_out else source.evaluated
+        folder = FolderRows(source.folder, source.mix or None, seed, held_back=back)
+        if source.held_out is None:
+            return folder, folder.held_back
+        return folder, FolderRows(source.held_out, held_back=source.evaluated).held_back
+    if source.responses is not None:
+        from allmem.distill.responses import response_rows
+
+        answers = response_rows(source.responses, source.length, tokenizer)
+        if source.held_out is not None:
+            judged = response_rows(source.held_out, source.length, tokenizer)
+            return ListRows(answers, seed, source.responses), judged[: source.evaluated]
+        # A small file still leaves something to learn from.
+        back = min(source.evaluated, max(len(answers) // 5, 1))
+        return ListRows(answers[:-back], seed, source.responses), answers[-back:]
+    documents = [_document(tokenizer, text) for text in source.texts]
+    if source.held_out is not None:
+        other = _document(tokenizer, source.held_out)
+    else:
+        last = documents[-1]
+        cut = int(len(last) * (1 - HELD_OUT_SHARE))
+        documents[-1], other = last[:cut], last[cut:]
+    rows = TextRows(Sequences(documents, source.length, seed))
+    return rows, held_out_rows(other, source.length, source.evaluated)
+
+
+def _online(
+    source: DataSource, own: OnPolicySource, opened: OpenedModel, training: DistillConfig
+) -> tuple[Rows, list[Row]]:
+    """On-policy rows, with other data beside them if wanted; judged by the other data too."""
+    from allmem.distill.online import online_rows
+
+    fixed, judged = None, None
+    if own.share < 1:
+        rest = dataclasses.replace(source, on_policy=None)
+        fixed, judged = read_rows(rest, opened, training)
+    rows, answers = online_rows(
+        opened,
+        own.prompts,
+        length=source.length,
+        evaluated=source.evaluated,
+        seed=training.seed,
+        max_new_tokens=own.max_new_tokens,
+        thinking=own.thinking,
+        together=training.batch * training.accumulate,
+        share=own.share,
+        fixed=fixed,
+    )
+    return rows, judged or answers
+
+
+def _document(tokenizer: Any, name: str) -> Any:
+    import torch
+
+    from allmem.documents import read_document
+    from allmem.prompts import plain_ids
+
+    return torch.tensor(plain_ids(tokenizer, read_document(name)), dtype=torch.int64)
+
+
+def _teacher(source: TeacherSource, opened: OpenedModel) -> Teacher | None:
+    if source.kind == "own":
+        return None
+    from allmem.distill.teacher import OtherModel, Stored
+
+    if source.kind == "stored":
+        return Stored()
+    from allmem.opening import open_base
+
+    assert source.model is not None
+    model, tokenizer = open_base(source.model, dtype=source.dtype, device=source.device)
+    if tokenizer.get_vocab() != opened.tokenizer.get_vocab():
+        raise AllMemError(
+            f"the teacher {source.model} has another tokenizer than the student; a teacher must "
+            "share it, token by token"
+        )
+    return OtherModel(model, opened.model)
+
+
+def _is_cpu(device: str | None) -> bool:
+    import torch
+
+    return device == "cpu" if device is not None else not torch.cuda.is_available()
+
+
+def _own_device() -> str | None:
+    """Of this process, where several were launched."""
+    import os
+
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or not torch.cuda.is_available():
+        return None
+    return f"cuda:{rank}"

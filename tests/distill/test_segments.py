@@ -1,0 +1,124 @@
+"""Reading in segments changes nothing but the memory it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from allmem.distill import Distillation, DistillConfig
+from allmem.distill.config import Sizes
+from allmem.distill.rows import counted
+from allmem.distill.segments import unpack
+from tests.distill.tiny import C, S, T, W, make_batch, make_model, make_packed, make_text
+
+SIZES = Sizes(W, S, C)
+
+
+def packed() -> dict[str, Tensor]:
+    batch = make_packed()
+    return {**batch, "labels": counted(batch["labels"], batch["position_ids"], W)}
+
+
+def gradients(
+    batch: dict[str, Tensor], sizes: Sizes = SIZES, **settings: Any
+) -> tuple[float, dict[str, Tensor]]:
+    model = make_model()
+    model.freeze_base()
+    config = DistillConfig(steps=1, **settings)
+    total, _ = Distillation(model, config)(**batch, sizes=sizes)
+    total.backward()
+    found = {}
+    for name, parameter in model.memory_parameters().items():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad
+    return float(total.detach()), found
+
+
+def assert_same(one: tuple[float, dict[str, Tensor]], other: tuple[float, Any]) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-9)
+    for name, gradient in one[1].items():
+        # Llama's norms round to fp32, so sums in another order differ by that.
+        assert (gradient - other[1][name]).norm() < 1e-6 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("segment", [1, 4, C, 13, T - 1, T, 1000])
+def test_the_gradient_is_the_whole_one(segment: int) -> None:
+    batch, _ = make_batch(make_text(2 * T).view(2, T))
+    batch["labels"] = counted(batch["labels"], batch["position_ids"], W)
+    assert_same(gradients(batch), gradients(batch, segment=segment))
+
+
+@pytest.mark.parametrize("segment", [7, 64])
+@pytest.mark.parametrize("sizes", [SIZES, Sizes(7, 0, 3)], ids=["own", "drawn"])
+def test_packed_documents_too(segment: int, sizes: Sizes) -> None:
+    assert_same(gradients(packed(), sizes), gradients(packed(), sizes, segment=segment))
+
+
+def test_layer_checkpointing_goes_with_it() -> None:
+    assert_same(gradients(packed()), gradients(packed(), segment=7, checkpoint_layers=True))
+
+
+def test_truncating_cuts_the_gradient_and_not_the_loss() -> None:
+    loss, whole = gradients(packed(), segment=7)
+    cut_loss, cut = gradients(packed(), segment=7, truncate=True)
+    assert cut_loss == pytest.approx(loss, rel=1e-12)
+    name = next(name for name in whole if name.endswith("initial.down"))
+    assert not torch.allclose(whole[name], cut[name], rtol=1e-3)
+
+
+def test_weights_and_other_divergences_go_with_it() -> None:
+    settings: dict[str, Any] = {"disagreement": 0.2}
+    assert_same(gradients(packed(), **settings), gradients(packed(), segment=9, **settings))
+    plain, _ = gradients(packed())
+    weighted, _ = gradients(packed(), **settings)
+    assert plain != weighted
+
+
+def test_the_activations_of_one_segment_are_kept_at_a_time() -> None:
+    def kept(length: int, segment: int | None) -> int:
+        """Bytes that the forward pass keeps for the backward pass."""
+        model = make_model()
+        model.freeze_base()
+        batch, _ = make_batch(make_text(length)[None])
+        batch["labels"] = counted(batch["labels"], batch["position_ids"], W)
+        total = 0
+        seen = {p.data_ptr() for p in model.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal total
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss, _ = Distillation(model, DistillConfig(steps=1, segment=segment))(
+                **batch, sizes=SIZES
+            )
+        assert loss.requires_grad
+        return total
+
+    # Whole rows grow by what their tokens need, segments by a state each.
+    whole = (kept(320, None) - kept(160, None)) / 160
+    state = sum(s.nbytes for s in make_model().init_states(1, torch.device("cpu")))
+    per_segment = (kept(320, 40) - kept(160, 40)) / 4
+    assert per_segment < 2 * state
+    assert per_segment / 40 < whole / 5
+
+
+def test_documents_without_a_learned_token_are_left_out() -> None:
+    batch = packed()
+    rows = unpack(batch)
+    learned = rows["labels"] >= 0
+    assert bool(learned.any(1).all())
+    assert int(learned.sum()) == int((batch["labels"] >= 0).sum())
+    # Four and two documents, of which three reach beyond the window with something to learn.
+    lengths = rows["attention_mask"].sum(1).tolist()
+    assert set(lengths) <= {17, 30, 13, 25, 36}
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    assert len(unpack(nothing)["input_ids"]) == 1
+    total, _ = Distillation(make_model(), DistillConfig(steps=1, segment=8))(**nothing, sizes=SIZES)
+    assert float(total.detach()) == 0
