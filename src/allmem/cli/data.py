@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from allmem.cli import terminal
-from allmem.cli.options import Verbose
+from allmem.cli.options import Dtype, Verbose
 from allmem.errors import AllMemError
+
+if TYPE_CHECKING:
+    from allmem.data.teaching import Taught
 
 __all__ = ["command"]
 
+MAKE = "For build and teach"
 BUILD = "For build"
+TEACH = "For teach"
 INSPECT = "For inspect"
 
 
@@ -21,20 +29,24 @@ class Action(StrEnum):
     """What to do."""
 
     build = "build"
+    teach = "teach"
     inspect = "inspect"
 
 
 def command(
     action: Annotated[
         Action,
-        typer.Argument(help="build: make a data folder; inspect: look into one."),
+        typer.Argument(
+            help="build: make a data folder; teach: store a teacher's answers with one; inspect: "
+            "look into one."
+        ),
     ],
     place: Annotated[
         str | None,
         typer.Argument(
             metavar="CONFIG|FOLDER",
-            help="For build: a YAML file, or nothing if options say it all. For inspect: a data "
-            "folder.",
+            help="For build: a YAML file, or nothing if options say it all. For teach and "
+            "inspect: a data folder.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +57,7 @@ def command(
             "-o",
             metavar="DIR",
             help="Data folder to make, or to go on with.",
-            rich_help_panel=BUILD,
+            rich_help_panel=MAKE,
         ),
     ] = None,
     model: Annotated[
@@ -53,8 +65,9 @@ def command(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="Whose tokenizer and chat template, in place of the file's.",
-            rich_help_panel=BUILD,
+            help="For build: whose tokenizer and chat template, in place of the file's. For "
+            "teach: the teacher.",
+            rich_help_panel=MAKE,
         ),
     ] = None,
     source: Annotated[
@@ -78,6 +91,35 @@ def command(
             rich_help_panel=BUILD,
         ),
     ] = False,
+    top: Annotated[
+        int,
+        typer.Option(
+            "--top",
+            metavar="N",
+            min=1,
+            help="Words to store of each prediction, the likeliest: six bytes each.",
+            rich_help_panel=TEACH,
+        ),
+    ] = 64,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            help="Precision of the teacher's weights.",
+            show_default="as saved",
+            rich_help_panel=TEACH,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="cpu, cuda, cuda:1, ...",
+            show_default="the GPU, if there is one",
+            rich_help_panel=TEACH,
+        ),
+    ] = None,
     sample: Annotated[
         int,
         typer.Option(
@@ -99,6 +141,10 @@ def command(
     `allmem data build recipe.yaml -o DIR` cleans, filters, tokenises, masks and packs every
     sample, and says what was left out and why. Interrupted, the same command goes on where it was.
 
+    `allmem data teach FOLDER --model TEACHER -o DIR` copies a data folder and stores with it what
+    a teacher says of every token that is learned, so that distillation needs no teacher in memory.
+    Interrupted, the same command goes on.
+
     `allmem data inspect DIR` shows counts, lengths and a sample, with the tokens that are learned
     marked.
     """
@@ -106,7 +152,9 @@ def command(
     if action is Action.build:
         _build(place, output, model, source, seed, skip_bad_rows)
     elif place is None:
-        raise AllMemError("name the data folder to inspect")
+        raise AllMemError(f"name the data folder to {action.value}")
+    elif action is Action.teach:
+        _teach(place, output, model, top, None if dtype is None else str(dtype), device)
     else:
         _inspect(place, sample, whole)
 
@@ -140,6 +188,70 @@ def _build(
     shown.print(class_table(index))
 
 
+def _teach(
+    place: str,
+    output: str | None,
+    model: str | None,
+    top: int,
+    dtype: str | None,
+    device: str | None,
+) -> None:
+    from allmem.data.shards import read_index
+    from allmem.data.teaching import stored_bytes, teach_data
+
+    if output is None or model is None:
+        raise AllMemError("name the teacher and the data folder to make: --model MODEL -o DIR")
+    index = read_index(place)
+    tokens = terminal.count(sum(shard["response_tokens"] for shard in index.shards))
+    terminal.error_console().print(
+        f"{tokens} learned tokens, {top} words each: about "
+        f"{terminal.size(stored_bytes(index, top))} in {output}",
+        markup=False,
+    )
+    with _teaching_report() as on_progress:
+        taught = teach_data(
+            place, model, output, top=top, dtype=dtype, device=device, on_progress=on_progress
+        )
+    files = [part for shard in taught.shards for part in shard["answers"]]
+    answered = terminal.count(sum(part["tokens"] for part in files))
+    stored = sum(file["bytes"] for file in (*taught.shards, *files))
+    terminal.console().print(
+        f"{output}: {answered} tokens answered, {terminal.size(stored)}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextlib.contextmanager
+def _teaching_report() -> Iterator[Callable[[Taught], None]]:
+    """Report a teacher: as a spinner on a terminal, else as a line now and then."""
+    shown = terminal.error_console()
+    last = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        status = None
+        if shown.is_terminal:
+            status = stack.enter_context(shown.status("loading the teacher"))
+
+        def report(now: Taught) -> None:
+            nonlocal last
+            wait = 0.1 if status is not None else terminal.SECONDS_BETWEEN_LINES
+            if time.monotonic() - last < wait:
+                return
+            last = time.monotonic()
+            minutes, seconds = divmod(round(now.seconds_left), 60)
+            line = (
+                f"teaching: {terminal.count(now.rows)} of {terminal.count(now.all_rows)} rows, "
+                f"{terminal.count(now.tokens)} of {terminal.count(now.all_tokens)} tokens, "
+                f"{now.tokens_per_second:,.0f} tokens/s, {minutes}:{seconds:02d} left"
+            )
+            if status is not None:
+                status.update(line)
+            else:
+                shown.print(line, markup=False)
+
+        yield report
+
+
 def _inspect(place: str, sample: int, whole: bool) -> None:
     from pathlib import Path
 
@@ -152,7 +264,15 @@ def _inspect(place: str, sample: int, whole: bool) -> None:
     index = read_index(folder)
     shown = terminal.console()
     if not index.done:
-        shown.print("This build is not complete; run the same `allmem data build` to go on.\n")
+        command = "build" if index.teacher is None else "teach"
+        shown.print(f"This is not complete; run the same `allmem data {command}` to go on.\n")
+    if index.teacher is not None:
+        answered = sum(part["tokens"] for shard in index.shards for part in shard["answers"])
+        shown.print(
+            f"With answers of {index.teacher['name']}: {index.teacher['top']} words for "
+            f"{terminal.count(answered)} tokens.\n",
+            markup=False,
+        )
     for table in (counts_table(index), class_table(index), histogram_table(index)):
         shown.print(table)
         shown.print()

@@ -8,6 +8,12 @@ A shard keeps N tokens of D samples in R rows, without padding:
 
     input_ids [N] int32         response [N] bool
     document_starts [D + 1]     row_starts [R + 1]      int64, in tokens, the end included
+
+Beside it may stand what a teacher said of its responses, in files of some rows each: the k
+likeliest words for n tokens.
+
+    places [n] int64, ascending, in tokens of the shard
+    teacher_ids [n, k] int32    teacher_log_probs [n, k] float16
 """
 
 from __future__ import annotations
@@ -27,10 +33,31 @@ from allmem.data.fitting import Sample
 from allmem.errors import AllMemError
 from allmem.files import atomic_path, read_tensors, write_tensors
 
-__all__ = ["INDEX", "Index", "Shard", "read_index", "read_shard", "write_index", "write_shard"]
+__all__ = [
+    "INDEX",
+    "Answers",
+    "Index",
+    "Shard",
+    "read_index",
+    "read_shard",
+    "write_answers",
+    "write_index",
+    "write_shard",
+]
 
 INDEX = "index.json"
 FORMAT = 1
+ANSWERS = "teacher's answers"
+"""The kind of such a file."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a teacher said of some rows of a shard."""
+
+    places: Tensor
+    teacher_ids: Tensor
+    teacher_log_probs: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,8 @@ class Shard:
     row_starts: Tensor
     samples: list[dict[str, Any]]
     """[D] source, id, and whether it was cut."""
+    answers: Sequence[Answers] = ()
+    """Of all rows, if there is a teacher."""
 
     @property
     def rows(self) -> int:
@@ -57,6 +86,20 @@ class Shard:
         places = torch.arange(begin, end)
         positions = places - inside[torch.searchsorted(inside, places, right=True) - 1]
         return self.input_ids[begin:end], self.response[begin:end], positions
+
+    def answered(self, number: int) -> dict[str, Tensor]:
+        """``teacher_ids`` and ``teacher_log_probs`` of a row, [T, k] each: of the token *at* a
+        slot, zeros where it is not learned. Empty without a teacher."""
+        begin, end = self.row_starts[number : number + 2].tolist()
+        found: dict[str, Tensor] = {}
+        for part in self.answers:
+            first, last = torch.searchsorted(part.places, torch.tensor([begin, end])).tolist()
+            slots = part.places[first:last] - begin
+            for name in ("teacher_ids", "teacher_log_probs"):
+                said = getattr(part, name)[first:last]
+                full = found.setdefault(name, said.new_zeros(end - begin, said.shape[1]))
+                full[slots] = said
+        return found
 
 
 @dataclass
@@ -79,6 +122,10 @@ class Index:
     """block, source, place; ``done`` when complete."""
     seen: list[str]
     """Files of what was seen, for the search of duplicates."""
+    teacher: dict[str, Any] | None = None
+    """name, fingerprint, dtype, words of its vocabulary, top (k), and ``of``, the fingerprint of
+    the data that it was asked about. Each entry of ``shards`` then has ``answers``: file, rows,
+    tokens, bytes, sha256."""
 
     @property
     def done(self) -> bool:
@@ -124,6 +171,23 @@ def write_shard(
     }
 
 
+def write_answers(folder: Path, name: str, rows: int, answers: Answers) -> dict[str, Any]:
+    """Write what a teacher said of ``rows`` rows of a shard and return its entry for the index.
+
+    Raises:
+        AllMemError: if the disk is full or refuses; nothing is left behind then.
+    """
+    path = folder / name
+    write_tensors(path, ANSWERS, vars(answers), {})
+    return {
+        "file": name,
+        "rows": rows,
+        "tokens": len(answers.places),
+        "bytes": path.stat().st_size,
+        "sha256": _digest(path),
+    }
+
+
 def read_shard(folder: Path, entry: dict[str, Any]) -> Shard:
     """Read and verify a shard of the index.
 
@@ -139,6 +203,7 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> Shard:
         tensors["document_starts"],
         tensors["row_starts"],
         header["samples"],
+        [_read_answers(folder, part) for part in entry.get("answers", [])],
     )
     if shard.rows != entry["rows"] or len(shard.input_ids) != entry["tokens"]:
         raise AllMemError(
@@ -146,6 +211,11 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> Shard:
             "was it copied from another folder? Build the data again"
         )
     return shard
+
+
+def _read_answers(folder: Path, entry: dict[str, Any]) -> Answers:
+    _check_size(folder, entry)
+    return Answers(**read_tensors(folder / entry["file"], ANSWERS)[0])
 
 
 def _check_size(folder: Path, entry: dict[str, Any]) -> None:
@@ -206,5 +276,6 @@ def read_index(folder: str | Path, check: bool = True) -> Index:
         raise AllMemError(f"{path} is damaged ({error}); build the data again") from error
     if check:
         for shard in index.shards:
-            _check_size(folder, shard)
+            for file in (shard, *shard.get("answers", [])):
+                _check_size(folder, file)
     return index
