@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from allmem.cli.training import describe
-from allmem.distill.trainer import Step
+from allmem.distill.progress import Step
 from tests.cli.conftest import STORY, C, S, W
 
 Run = Callable[..., Any]

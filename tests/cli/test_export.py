@@ -18,7 +18,8 @@ import allmem
 from allmem.choices import Conversion
 from allmem.data.shards import read_index
 from allmem.distill import DistillConfig
-from allmem.distill.recipe import DataSource, Recipe, run_recipe
+from allmem.distill.launch import run_recipe
+from allmem.distill.recipe import DataSource, Recipe
 from allmem.files import read_tensors, write_tensors
 from tests.cli.conftest import C, S, W
 from tests.data.folders import TOKENIZER, build, chats, config, write_rows

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from allmem.distill import Distillation, DistillConfig
-from allmem.distill.config import Sizes
+from allmem.distill.sizes import Sizes
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from tests.distill.tiny import C, S, T, W, make_batch, make_model, make_text

@@ -112,9 +112,7 @@ def test_a_run_begins_with_it_and_reports_it() -> None:
     stages = []
     model = make_model(dtype=torch.float32, random=False, memory=MEMORY)
     config = make_config(calibrate_steps=2, stage="both", steps=4)
-    distill(
-        model, make_rows(), make_held_out(1), config, on_step=lambda s: stages.append(s.stage)
-    )
+    distill(model, make_rows(), make_held_out(1), config, on_step=lambda s: stages.append(s.stage))
     assert stages == ["calibrate"] * 2 + ["match"] * 2 + ["kl"] * 2
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from allmem.distill.config import DistillConfig, Objective, RandomSizes, Span
+from allmem.distill.config import DistillConfig, Objective, Span
+from allmem.distill.sizes import RandomSizes
 from allmem.errors import AllMemError
 
 

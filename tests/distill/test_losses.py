@@ -14,15 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from allmem.distill.config import Objective
 from allmem.distill.losses import (
-    FullTarget,
     LossSums,
-    Objective,
-    Target,
-    TopTarget,
     disagreement_weights,
     distillation_loss,
     forward_kl,
+)
+from allmem.distill.targets import (
+    FullTarget,
+    Target,
+    TopTarget,
     log_probabilities,
     top_log_probs,
 )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from allmem.distill import Distillation, DistillConfig
-from allmem.distill.config import Sizes
 from allmem.distill.rows import counted
 from allmem.distill.segments import unpack
+from allmem.distill.sizes import Sizes
 from tests.distill.tiny import C, S, T, W, make_batch, make_model, make_packed, make_text
 
 SIZES = Sizes(W, S, C)

@@ -13,7 +13,7 @@ from allmem.distill import RandomSizes, Step, compare, distill
 from allmem.distill.evaluate import without_memory
 from allmem.distill.precision import training_weights
 from allmem.distill.rows import plain_row
-from allmem.distill.run import RUN, prepare_folder
+from allmem.distill.run_files import RUN, prepare_folder
 from allmem.distill.trainer import ADAPTER
 from allmem.errors import AllMemError
 from allmem.files import read_tensors

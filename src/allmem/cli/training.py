@@ -13,9 +13,9 @@ from allmem.cli.terminal import SECONDS_BETWEEN_LINES, console, count, error_con
 
 if TYPE_CHECKING:
     from allmem.distill.evaluate import Comparison
+    from allmem.distill.progress import Step
     from allmem.distill.recipe import Recipe
     from allmem.distill.run import Outcome
-    from allmem.distill.trainer import Step
 
 __all__ = ["comparison_table", "run", "scores_table", "share_cores", "training_report"]
 
@@ -74,7 +74,7 @@ def run(recipe: Recipe, resume: bool) -> None:
     share_cores()
     with contextlib.ExitStack() as loading, contextlib.ExitStack() as training:
         loading.enter_context(working(f"loading {recipe.model}"))
-        from allmem.distill.recipe import run_recipe
+        from allmem.distill.launch import run_recipe
 
         report: Callable[[Step], None] | None = None
 
@@ -99,7 +99,7 @@ def comparison_table(outcome: Outcome) -> Any:
 
 
 def scores_table(after: Comparison, title: str) -> Any:
-    """Loss and KL beyond the window of every reader of a text."""
+    """Loss, KL and right answers of every reader of a text."""
     from rich.console import Group
     from rich.table import Table
 
@@ -107,6 +107,7 @@ def scores_table(after: Comparison, title: str) -> Any:
     table.add_column("model")
     table.add_column("loss", justify="right")
     table.add_column("KL to the teacher", justify="right")
+    table.add_column("right", justify="right")
     rows = [
         ("full attention (teacher)", after.teacher),
         ("window alone", after.window),
@@ -115,6 +116,7 @@ def scores_table(after: Comparison, title: str) -> Any:
     if after.unwritten is not None:
         rows.append(("the same, memory never written", after.unwritten))
     for name, score in rows:
-        table.add_row(name, f"{score.loss:.4f}", f"{score.kl:.4f}")
+        table.add_row(name, f"{score.loss:.4f}", f"{score.kl:.4f}", f"{score.accuracy:.1%}")
+    where = " beyond the window" if after.beyond else ""
     # A table folds its own title to its width.
-    return Group(f"{title}, {count(after.positions)} positions beyond the window:", table)
+    return Group(f"{title}, {count(after.positions)} positions{where}:", table)

@@ -22,7 +22,7 @@ from allmem.data.config import DataConfig, SourceConfig
 from allmem.data.conversation import Conversation, Dropped
 from allmem.data.fitting import Sample
 from allmem.data.packing import pack
-from allmem.data.pipeline import Pipeline, load_chat_tokenizer
+from allmem.data.pipeline import Pipeline, load_chat_tokenizer, tokenizer_hash
 from allmem.data.readers import BadRow, Place, list_files, read_rows
 from allmem.data.shards import INDEX, Index, read_index, write_index, write_shard
 from allmem.errors import AllMemError
@@ -211,9 +211,8 @@ def _origin(config: DataConfig, tokenizer: Any) -> dict[str, Any]:
         for path in [source.path, *_paths_within(source.options)]:
             if path is not None:
                 files |= {str(file): file.stat().st_size for file in list_files(path)}
-    vocabulary = tokenizer.backend_tokenizer.to_str().encode()
     return {
-        "tokenizer": hashlib.sha256(vocabulary).hexdigest()[:16],
+        "tokenizer": tokenizer_hash(tokenizer),
         "template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16],
         "files": files,
         "made_with": {name: version(name) for name in ("transformers", "tokenizers")},

@@ -6,6 +6,7 @@ It knows no files and no shards.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from allmem.data.filters import Filters
 from allmem.data.fitting import Sample, fit, to_sample
 from allmem.errors import AllMemError
 
-__all__ = ["Pipeline", "load_chat_tokenizer"]
+__all__ = ["Pipeline", "load_chat_tokenizer", "tokenizer_hash"]
 
 
 def load_chat_tokenizer(model: str, template: str | None = None) -> Any:
@@ -41,6 +42,12 @@ def load_chat_tokenizer(model: str, template: str | None = None) -> Any:
     # The library warns of texts longer than the model's context, which are this one's purpose.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str | None:
+    """A short hash of everything that decides a fast tokenizer's ids; ``None`` for a slow one."""
+    written = getattr(tokenizer, "backend_tokenizer", None)
+    return None if written is None else hashlib.sha256(written.to_str().encode()).hexdigest()[:16]
 
 
 class Pipeline:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from allmem.distill.evaluate import head_of, without_memory
-from allmem.distill.losses import BLOCK, Head, log_probabilities
+from allmem.distill.targets import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError
 from allmem.models.modeling import AllMemForCausalLM
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allmem.data.pipeline import load_chat_tokenizer
+from allmem.data.pipeline import load_chat_tokenizer, tokenizer_hash
 from allmem.data.shards import (
     INDEX,
     Answers,
@@ -36,7 +36,7 @@ from allmem.data.shards import (
     write_index,
 )
 from allmem.distill.evaluate import head_of
-from allmem.distill.losses import FullTarget, top_log_probs
+from allmem.distill.targets import FullTarget, top_log_probs
 from allmem.distill.teacher import OtherModel, OwnWeights, Teacher
 from allmem.errors import AllMemError
 from allmem.files import atomic_path
@@ -256,11 +256,8 @@ def _check_place(source: Path, target: Path) -> None:
 def _check_tokenizer(index: Index, folder: Path, teacher: str) -> None:
     """Refuse a teacher for whom the same numbers are other words."""
     tokenizer = load_tokenizer(resolve(teacher))
-    written = getattr(tokenizer, "backend_tokenizer", None)
-    if written is not None:
-        found = hashlib.sha256(written.to_str().encode()).hexdigest()[:16]
-        if found == index.origin["tokenizer"]:
-            return
+    if tokenizer_hash(tokenizer) == index.origin["tokenizer"]:
+        return
     name = index.config["model"]
     try:
         own = load_chat_tokenizer(name, index.config["template"])

@@ -1,12 +1,14 @@
 """Distillation: from a frozen teacher into the memories of its own converted copy."""
 
-from allmem.distill.config import DistillConfig, Objective, RandomSizes
+from allmem.distill.config import DistillConfig, Objective
 from allmem.distill.distillation import Distillation
 from allmem.distill.evaluate import Comparison, Score, compare
 from allmem.distill.losses import distillation_loss, forward_kl
+from allmem.distill.progress import Step
 from allmem.distill.rows import FolderRows, ListRows, TextRows
 from allmem.distill.run import Outcome, distill
-from allmem.distill.trainer import StageTrainer, Step
+from allmem.distill.sizes import RandomSizes
+from allmem.distill.trainer import StageTrainer
 
 __all__ = [
     "Comparison",

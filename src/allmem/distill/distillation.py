@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from allmem.data.stream import IGNORED
 from allmem.distill.beginnings import Beginnings
-from allmem.distill.config import DistillConfig, Sizes
+from allmem.distill.config import DistillConfig
 from allmem.distill.evaluate import head_of, without_memory
 from allmem.distill.losses import disagreement_weights, distillation_loss
 from allmem.distill.matching import match_layers
 from allmem.distill.precision import computing
 from allmem.distill.rows import absorb_padding
 from allmem.distill.segments import read_segments, unpack
+from allmem.distill.sizes import Sizes
 from allmem.distill.teacher import OwnWeights, Target, Teacher
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM

@@ -14,14 +14,15 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from allmem.data.stream import IGNORED
-from allmem.distill.losses import BLOCK, Head, log_probabilities
 from allmem.distill.rows import Row, counted
+from allmem.distill.targets import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError
 from allmem.mixers.allmem import AllMemMixer
 from allmem.models.modeling import AllMemForCausalLM
@@ -61,6 +62,15 @@ class Comparison:
     positions: int
     unwritten: Score | None = None
     """The window with a memory that stays as it began."""
+    beyond: bool = True
+    """Whether only positions beyond the window count."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Comparison:
+        """From what ``dataclasses.asdict`` gave."""
+        names = ("teacher", "window", "memory", "unwritten")
+        scores = {n: None if values.get(n) is None else Score(**values[n]) for n in names}
+        return cls(**{**values, **scores})
 
     @property
     def closed(self) -> float:
@@ -175,7 +185,8 @@ def compare(
             "positions = all); give longer ones"
         )
     scores = [Score(*means) for means in (totals / positions).tolist()]
-    return Comparison(scores[0], scores[1], scores[2], positions, scores[3] if control else None)
+    unwritten = scores[3] if control else None
+    return Comparison(scores[0], scores[1], scores[2], positions, unwritten, beyond)
 
 
 def _sums(readers: list[Tensor], targets: Tensor, head: Head) -> Tensor:

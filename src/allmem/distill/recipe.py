@@ -1,32 +1,24 @@
 """A recipe: everything that a distillation run needs, in one YAML file.
 
-``load_recipe`` reads a file or a preset and puts ``key=value`` settings in place of its own values;
-``run_recipe`` loads the model and the data that it names and distils. A key that is not known is an
-error that names the nearest one.
+``load_recipe`` reads a file or a preset and puts ``key=value`` settings in place of its own values.
+A key that is not known is an error that names the nearest one. ``allmem.distill.launch`` carries a
+recipe out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from allmem.choices import Conversion
 from allmem.data.fact_lists import FactLists
 from allmem.distill.config import DistillConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.schema import build_from, check_positive, override, read_yaml
-
-if TYPE_CHECKING:
-    from allmem.distill.evaluate import Comparison
-    from allmem.distill.rows import Row, Rows
-    from allmem.distill.run import Outcome
-    from allmem.distill.teacher import Teacher
-    from allmem.distill.trainer import Step
-    from allmem.opening import OpenedModel
 
 __all__ = [
     "RECIPE",
@@ -36,16 +28,11 @@ __all__ = [
     "TeacherSource",
     "load_recipe",
     "preset_names",
-    "read_rows",
     "recipe_text",
-    "run_recipe",
 ]
 
 RECIPE = "recipe.yaml"
 """What a run leaves beside its figures, to be run again."""
-
-HELD_OUT_SHARE = 0.1
-"""Of the last text, where no other is named."""
 
 
 @dataclass(frozen=True)
@@ -221,178 +208,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value
-
-
-def run_recipe(
-    recipe: Recipe,
-    *,
-    resume: bool = False,
-    on_step: Callable[[Step], None] | None = None,
-    on_compared: Callable[[str, Comparison], None] | None = None,
-) -> Outcome:
-    """Load what a recipe names, distil, and leave adapter and figures in its folder.
-
-    Args:
-        resume: go on with the run that the folder holds.
-        on_step, on_compared: see ``distill``.
-
-    Raises:
-        AllMemError: on bad input of any kind; nothing is lost.
-    """
-    from accelerate import PartialState
-
-    from allmem.distill.run import distill, prepare_folder
-    from allmem.files import atomic_path
-    from allmem.opening import open_model
-
-    device = recipe.device or _own_device()
-    processes = PartialState(cpu=_is_cpu(device))
-    # Before minutes of loading rather than after; the first process alone, since the others would
-    # find what it writes.
-    if processes.is_main_process:
-        folder = prepare_folder(recipe.output, resume)
-        with atomic_path(folder / RECIPE) as part:
-            part.write_text(recipe_text(recipe) + "\n")
-    opened = open_model(
-        recipe.model,
-        recipe.conversion,
-        adapter=recipe.adapter,
-        other_base=recipe.other_base,
-        dtype=recipe.dtype,
-        device=device,
-    )
-    if opened.window is not None or opened.chunk is not None:
-        raise AllMemError(
-            f"{', '.join(recipe.conversion.reading)}: a memory is trained with the sizes that it "
-            "was converted with; leave them out, convert again, or draw them (training.random)"
-        )
-    rows, held_out = read_rows(recipe.data, opened, recipe.training)
-    return distill(
-        opened.model,
-        rows,
-        held_out,
-        recipe.training,
-        Path(recipe.output),
-        teacher=_teacher(recipe.teacher, opened),
-        on_step=on_step,
-        on_compared=on_compared,
-    )
-
-
-def read_rows(
-    source: DataSource, opened: OpenedModel, training: DistillConfig
-) -> tuple[Rows, list[Row]]:
-    """The training rows and the held-out ones.
-
-    Raises:
-        AllMemError: if a file is missing, or too short for a row.
-    """
-    from allmem.data import Sequences
-    from allmem.data.fact_lists import FactWriter
-    from allmem.distill.rows import FactRows, FolderRows, ListRows, TextRows, held_out_rows
-
-    tokenizer, seed = opened.tokenizer, training.seed
-    if source.on_policy is not None:
-        return _online(source, source.on_policy, opened, training)
-    if source.facts is not None:
-        sizes = training.random
-        window = opened.model.config.window if sizes is None else max(sizes.windows)
-        writer = FactWriter(source.facts, tokenizer, window, seed)
-        judge = FactWriter(source.facts, tokenizer, window, seed, held_out=True)
-        return FactRows(writer), [judge.row(i) for i in range(source.evaluated)]
-    if source.folder is not None:
-        back = 0 if source.held_out else source.evaluated
-        folder = FolderRows(source.folder, source.mix or None, seed, held_back=back)
-        if source.held_out is None:
-            return folder, folder.held_back
-        return folder, FolderRows(source.held_out, held_back=source.evaluated).held_back
-    if source.responses is not None:
-        from allmem.distill.responses import response_rows
-
-        answers = response_rows(source.responses, source.length, tokenizer)
-        if source.held_out is not None:
-            judged = response_rows(source.held_out, source.length, tokenizer)
-            return ListRows(answers, seed, source.responses), judged[: source.evaluated]
-        # A small file still leaves something to learn from.
-        back = min(source.evaluated, max(len(answers) // 5, 1))
-        return ListRows(answers[:-back], seed, source.responses), answers[-back:]
-    documents = [_document(tokenizer, text) for text in source.texts]
-    if source.held_out is not None:
-        other = _document(tokenizer, source.held_out)
-    else:
-        last = documents[-1]
-        cut = int(len(last) * (1 - HELD_OUT_SHARE))
-        documents[-1], other = last[:cut], last[cut:]
-    rows = TextRows(Sequences(documents, source.length, seed))
-    return rows, held_out_rows(other, source.length, source.evaluated)
-
-
-def _online(
-    source: DataSource, own: OnPolicySource, opened: OpenedModel, training: DistillConfig
-) -> tuple[Rows, list[Row]]:
-    """On-policy rows, with other data beside them if wanted; judged by the other data too."""
-    from allmem.distill.online import online_rows
-
-    fixed, judged = None, None
-    if own.share < 1:
-        rest = dataclasses.replace(source, on_policy=None)
-        fixed, judged = read_rows(rest, opened, training)
-    rows, answers = online_rows(
-        opened,
-        own.prompts,
-        length=source.length,
-        evaluated=source.evaluated,
-        seed=training.seed,
-        max_new_tokens=own.max_new_tokens,
-        thinking=own.thinking,
-        together=training.batch * training.accumulate,
-        share=own.share,
-        fixed=fixed,
-    )
-    return rows, judged or answers
-
-
-def _document(tokenizer: Any, name: str) -> Any:
-    import torch
-
-    from allmem.documents import read_document
-    from allmem.prompts import plain_ids
-
-    return torch.tensor(plain_ids(tokenizer, read_document(name)), dtype=torch.int64)
-
-
-def _teacher(source: TeacherSource, opened: OpenedModel) -> Teacher | None:
-    if source.kind == "own":
-        return None
-    from allmem.distill.teacher import OtherModel, Stored
-
-    if source.kind == "stored":
-        return Stored()
-    from allmem.opening import open_base
-
-    assert source.model is not None
-    model, tokenizer = open_base(source.model, dtype=source.dtype, device=source.device)
-    if tokenizer.get_vocab() != opened.tokenizer.get_vocab():
-        raise AllMemError(
-            f"the teacher {source.model} has another tokenizer than the student; a teacher must "
-            "share it, token by token"
-        )
-    return OtherModel(model, opened.model)
-
-
-def _is_cpu(device: str | None) -> bool:
-    import torch
-
-    return device == "cpu" if device is not None else not torch.cuda.is_available()
-
-
-def _own_device() -> str | None:
-    """Of this process, where several were launched."""
-    import os
-
-    import torch
-
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None or not torch.cuda.is_available():
-        return None
-    return f"cuda:{rank}"

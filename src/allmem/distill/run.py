@@ -12,7 +12,6 @@ in one folder:
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,23 +29,29 @@ from allmem.distill.calibrating import Calibrator, check_calibrates
 from allmem.distill.checkpoint import last_checkpoint
 from allmem.distill.config import DistillConfig, Span
 from allmem.distill.distillation import Distillation
-from allmem.distill.evaluate import Comparison, Score, check_reaches_beyond, compare
+from allmem.distill.evaluate import Comparison, check_reaches_beyond, compare
 from allmem.distill.matching import trains
 from allmem.distill.precision import computing, training_weights
+from allmem.distill.progress import Place, Step, measure
 from allmem.distill.rows import Batches, Row, Rows, own_sizes
+from allmem.distill.run_files import (
+    essence,
+    saved_before,
+    saved_plan,
+    write_plan,
+    write_results,
+)
 from allmem.distill.solving import ReadoutSolver, solves
 from allmem.distill.teacher import Teacher
-from allmem.distill.trainer import ADAPTER, Place, StageTrainer, Step, measure
+from allmem.distill.trainer import ADAPTER, StageTrainer
 from allmem.errors import AllMemError
-from allmem.files import atomic_folder, atomic_path, write_tensors
+from allmem.files import atomic_folder, write_tensors
 from allmem.models.adapter import adapter_header, load_weights, save_adapter
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["RESULTS", "RUN", "Outcome", "distill", "prepare_folder"]
+__all__ = ["Outcome", "distill"]
 
-RESULTS = "results.json"
-RUN = "run.json"
 MEASURED_STEPS = 2
 """Steps that are timed to turn minutes into steps, after one to warm up."""
 
@@ -60,27 +65,6 @@ class Outcome:
     tokens: int
     seconds: float
     """Of training in this process."""
-
-
-def prepare_folder(folder: str, resume: bool) -> Path:
-    """Make the folder of a run; refuse to start over one that is there.
-
-    Raises:
-        AllMemError: if it holds a run and ``resume`` is not asked for, or the other way round.
-    """
-    path = Path(folder)
-    run = path / RUN
-    if resume and not run.is_file():
-        raise AllMemError(f"there is no {run} to resume from; leave out --resume")
-    if not resume and run.is_file():
-        raise AllMemError(
-            f"{path} holds a run already; go on with it by --resume, or choose another folder"
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AllMemError(f"cannot make the folder {path}: {error.strerror}") from error
-    return path
 
 
 def distill(
@@ -109,19 +93,19 @@ def distill(
     processes = PartialState(cpu=model.device.type == "cpu")
     _check(model, rows, config)
     frozen = adapter_header(model)["base"]
-    essence = _essence(model, rows, config, frozen)
-    plan = _saved_plan(folder, essence)
-    before = None if plan is None else _saved_before(folder)
+    agreed = essence(model, rows, config, frozen)
+    plan = saved_plan(folder, agreed)
+    before = None if plan is None else saved_before(folder)
     begun = time.perf_counter()
     with training_weights(model):
         if plan is None:
             plan = _plan(model, rows, config, teacher, processes)
             if processes.is_main_process:
-                _write_json(folder, RUN, {"essence": essence, "stages": plan})
+                write_plan(folder, agreed, plan)
     if before is None:
         before = compare(model, held_out, beyond=config.positions == "beyond")
         if processes.is_main_process:
-            _write_results(folder, before, None)
+            write_results(folder, before, None)
     processes.wait_for_everyone()
     if on_compared is not None:
         on_compared("before", before)
@@ -148,7 +132,7 @@ def distill(
         note = {"tokens": tokens, "steps": done}
         save_adapter(model, folder / ADAPTER, note, lead=lead)
     if lead:
-        _write_results(folder, before, after)
+        write_results(folder, before, after)
     processes.wait_for_everyone()
     if on_compared is not None:
         on_compared("after", after)
@@ -274,55 +258,3 @@ def _look(
             weights = {name: p.detach() for name, p in model.memory_parameters().items()}
             write_tensors(part / ADAPTER, "adapter", weights, adapter_header(model))
     processes.wait_for_everyone()
-
-
-# Files
-
-
-def _essence(
-    model: AllMemForCausalLM, rows: Rows, config: DistillConfig, frozen: str
-) -> dict[str, Any]:
-    """What a resumed run must agree on, as JSON keeps it."""
-    own = {k: v for k, v in model.config.essence().items() if k != "base"}
-    values = {**own, **config.essence(), "base model": frozen, "data": rows.fingerprint()}
-    return json.loads(json.dumps(values))
-
-
-def _saved_plan(folder: Path | None, essence: dict[str, Any]) -> list[Span] | None:
-    """The stages of the run that a folder holds.
-
-    Raises:
-        AllMemError: if it is another run, naming the first difference.
-    """
-    if folder is None or not (folder / RUN).is_file():
-        return None
-    saved = json.loads((folder / RUN).read_text())
-    for key in sorted({*saved["essence"], *essence}):
-        if saved["essence"].get(key) != essence.get(key):
-            raise AllMemError(
-                f"{folder / RUN} was written with {key} = {saved['essence'].get(key)!r}, now it is "
-                f"{essence.get(key)!r}; resume with the same options, or choose another output "
-                "folder for a new run"
-            )
-    return [Span(**span) for span in saved["stages"]]
-
-
-def _write_json(folder: Path | None, name: str, values: Any) -> None:
-    if folder is None:
-        return
-    text = json.dumps(values, indent=2, default=dataclasses.asdict)
-    with atomic_path(folder / name) as part:
-        part.write_text(text + "\n")
-
-
-def _write_results(folder: Path | None, before: Comparison, after: Comparison | None) -> None:
-    _write_json(folder, RESULTS, {"before": before, "after": after})
-
-
-def _saved_before(folder: Path | None) -> Comparison | None:
-    """The figures from before training, which a resumed run cannot measure any more."""
-    if folder is None or not (folder / RESULTS).is_file():
-        return None
-    saved = json.loads((folder / RESULTS).read_text())["before"]
-    teacher, window, memory = (Score(**saved[name]) for name in ("teacher", "window", "memory"))
-    return Comparison(teacher, window, memory, saved["positions"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from allmem.distill.evaluate import head_of
-from allmem.distill.losses import FullTarget, Head, TopTarget
+from allmem.distill.targets import FullTarget, Head, TopTarget
 from allmem.errors import AllMemError
 from allmem.models.modeling import AllMemForCausalLM
 

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from allmem.distill.checkpoint import last_checkpoint
-from allmem.distill.evaluate import Comparison, Score
+from allmem.distill.evaluate import Comparison
 from allmem.distill.recipe import RECIPE, Recipe, load_recipe
-from allmem.distill.run import RESULTS, RUN
+from allmem.distill.run_files import RESULTS, RUN
 from allmem.distill.trainer import ADAPTER
 from allmem.errors import AllMemError
 from allmem.files import read_tensors
@@ -56,8 +56,8 @@ def read_trained(source: Path) -> Trained:
         essence, stages = run["essence"], [(s["stage"], int(s["steps"])) for s in run["stages"]]
         fingerprint, layers = essence["base model"], essence["layers"]
     with _damaged(source / RESULTS):
-        before = None if results is None else _comparison(results["before"])
-        after = None if results is None else _comparison(results["after"])
+        before = None if results is None else _compared(results["before"])
+        after = None if results is None else _compared(results["after"])
     if before is None or after is None:
         raise AllMemError(_how_far(source, stages))
     if not (source / ADAPTER).is_file():
@@ -92,13 +92,8 @@ def _damaged(path: Path) -> Iterator[None]:
         raise AllMemError(f"{path} is damaged: it lacks what a run writes ({error!r})") from error
 
 
-def _comparison(values: dict[str, Any] | None) -> Comparison | None:
-    if values is None:
-        return None
-    readers = {n: values[n] for n in ("teacher", "window", "memory")}
-    readers["unwritten"] = values.get("unwritten")
-    scores = {n: None if v is None else Score(**v) for n, v in readers.items()}
-    return Comparison(**scores, positions=int(values["positions"]))  # type: ignore[arg-type]
+def _compared(values: dict[str, Any] | None) -> Comparison | None:
+    return None if values is None else Comparison.from_dict(values)
 
 
 def _how_far(folder: Path, stages: list[tuple[str, int]]) -> str:

@@ -10,7 +10,7 @@ from allmem.data.config import SourceConfig
 from allmem.data.inspection import summarise
 from allmem.data.shards import INDEX, Index, read_index
 from allmem.distill.recipe import RECIPE, Recipe
-from allmem.distill.run import RUN
+from allmem.distill.run_files import RUN
 from allmem.errors import AllMemError
 from allmem.export.names import published
 from allmem.export.run import Trained
