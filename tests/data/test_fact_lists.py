@@ -53,6 +53,17 @@ def test_every_learned_token_is_a_digit_of_a_fact_that_the_window_has_lost(
             assert line in earlier, (line, text)
 
 
+def test_prose_is_learned_if_wanted() -> None:
+    plain, learned = (
+        writer(gaps=(40,), scattered=(10,), learn_prose=learn).row(0) for learn in (False, True)
+    )
+    assert learned["input_ids"].equal(plain["input_ids"])
+    more = (learned["labels"] >= 0) & (plain["labels"] < 0)
+    assert bool((learned["labels"] >= 0)[plain["labels"] >= 0].all())
+    assert not any(c.isdigit() for c in decoded(learned["input_ids"][more]))
+    assert int(more.sum()) >= 40 + 6 * 10
+
+
 def test_a_shorter_window_asks_for_more() -> None:
     few, many = (
         sum(int((writer(window).row(i)["labels"] >= 0).sum()) for i in range(5))

@@ -60,7 +60,7 @@ def test_a_budget_is_spread_over_the_stages() -> None:
 def test_rates_of_the_stages() -> None:
     assert DistillConfig(steps=1, lr=1e-3).rates("match") == (1e-3, 1e-2)
     assert DistillConfig(steps=1, lr=1e-3).rates("kl") == pytest.approx((2e-4, 2e-3))
-    config = DistillConfig(steps=1, lr=1e-3, kl_lr=5e-4, alpha_lr=4e-3)
+    config = DistillConfig(steps=1, lr=1e-3, kl_lr=5e-4, alpha_ratio=4)
     assert config.rates("kl") == pytest.approx((5e-4, 2e-3))
 
 

@@ -120,16 +120,15 @@ def command(
             rich_help_panel=RECIPE,
         ),
     ] = None,
-    alpha_lr: Annotated[
-        float | None,
+    alpha_ratio: Annotated[
+        float,
         typer.Option(
-            "--alpha-lr",
+            "--alpha-ratio",
             metavar="X",
-            help="Peak rate of alpha.",
-            show_default="ten times --lr",
+            help="Peak rate of alpha, as a multiple of the others'.",
             rich_help_panel=RECIPE,
         ),
-    ] = None,
+    ] = 10.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", rich_help_panel=RECIPE)] = 0,
     checkpoint_minutes: Annotated[
         float,
@@ -155,7 +154,7 @@ def command(
         match_share=match_share,
         lr=lr,
         kl_lr=kl_lr,
-        alpha_lr=alpha_lr,
+        alpha_ratio=alpha_ratio,
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
     )

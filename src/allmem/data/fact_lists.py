@@ -69,6 +69,8 @@ class FactLists:
     """Tokens of prose between two facts, drawn from these."""
     prose: str | None = None
     """A text file; default: a novel that ships with allmem."""
+    learn_prose: bool = False
+    """Whether prose is learned too, so that memories that recall do no harm elsewhere."""
 
     def __post_init__(self) -> None:
         check_positive(digits=self.digits)
@@ -121,18 +123,29 @@ class FactWriter:
             written.append(self._fact(form, name, value))
         between = draw.choice(facts.scattered)
         ids, ends = start_ids(self.tokenizer), []
-        for tokens, _ in written:
-            ids += self._prose(draw, between) + tokens
-            ends.append(len(ids))
-        ids += self._prose(draw, draw.choice(facts.gaps))
         labels = [IGNORED] * len(ids)
+
+        def write_prose(length: int) -> None:
+            prose = self._prose(draw, length)
+            ids.extend(prose)
+            labels.extend(prose if facts.learn_prose else [IGNORED] * len(prose))
+
+        for tokens, _ in written:
+            write_prose(between)
+            ids += tokens
+            labels += [IGNORED] * len(tokens)
+            ends.append(len(ids))
+        write_prose(draw.choice(facts.gaps))
+        answers = 0
         for i in draw.sample(range(len(written)), len(written)):
             tokens, asked = written[i]
             # From the window of the first of these tokens no token of the fact is seen.
             old = len(ids) - ends[i] >= self.window
-            labels += [t if old and a else IGNORED for t, a in zip(tokens, asked, strict=True)]
+            here = [t if old and a else IGNORED for t, a in zip(tokens, asked, strict=True)]
+            answers += sum(label != IGNORED for label in here)
+            labels += here
             ids += tokens
-        if all(label == IGNORED for label in labels):
+        if answers == 0:
             raise AllMemError(
                 f"a row of {len(ids)} tokens has no fact older than the window of {self.window}; "
                 "give more facts, a longer gap, or a smaller window"

@@ -121,9 +121,9 @@ class DistillConfig:
     kl_lr: float | None = None
     """Peak rate end to end; ``None`` for a fifth of ``lr``, which suits steps of a thousand
     tokens."""
-    alpha_lr: float | None = None
-    """Peak rate of alpha when matching, and in proportion end to end; ``None`` for ten times that
-    of the other weights."""
+    alpha_ratio: float = 10.0
+    """Peak rate of alpha, as a multiple of that of the other weights: it starts at zero, and until
+    it has left it nothing else gets much of a gradient."""
     weight_decay: float = 0.01
     warmup: float = 0.05
     """Share of a stage in which the rate rises."""
@@ -189,7 +189,7 @@ class DistillConfig:
             "accumulate",
             "lr",
             "kl_lr",
-            "alpha_lr",
+            "alpha_ratio",
             "clip",
             "segment",
             "state_noise",
@@ -243,8 +243,7 @@ class DistillConfig:
     def rates(self, stage: str) -> tuple[float, float]:
         """Peak rates of the memory's weights and of alpha in a stage."""
         rate = (self.kl_lr or self.lr / 5) if stage == "kl" else self.lr
-        scale = rate / self.lr
-        return rate, self.alpha_lr * scale if self.alpha_lr else 10 * rate
+        return rate, self.alpha_ratio * rate
 
     def essence(self) -> dict[str, Any]:
         """What a resumed run must agree on: everything but how it is kept, shown and spread over
