@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -237,6 +238,13 @@ def test_sizes_are_drawn_and_the_run_goes_on_with_them(tmp_path: Path) -> None:
         config = make_config(stage="kl", random=sizes)
         distill(model, make_rows(), make_held_out(1), config, on_step=steps.append)
     assert all(one.loss != other.loss for one, other in zip(fixed, drawn, strict=True))
+    # What was drawn is in the log.
+    config = make_config(stage="kl", random=random, steps=4)
+    distill(make_model(dtype=torch.float32), make_rows(), make_held_out(1), config, tmp_path)
+    state = json.loads((tmp_path / "1-kl" / "checkpoint-4" / "trainer_state.json").read_text())
+    logged = [(e["window"], e["sinks"], e["chunk"]) for e in state["log_history"] if "window" in e]
+    expected = [random.draw(step, config.seed) for step in range(4)]
+    assert logged == [(s.window, s.sinks, s.chunk) for s in expected]
 
 
 def test_what_is_logged_reaches_tensorboard(tmp_path: Path) -> None:

@@ -206,6 +206,9 @@ class StageTrainer(transformers.Trainer):
                 "tokens": float(step.tokens),
                 "tokens_per_second": step.tokens_per_second,
             }
+            if self.settings.random is not None:
+                sizes = self.batches[-1]["sizes"]
+                logs |= {"window": sizes.window, "sinks": sizes.sinks, "chunk": sizes.chunk or 0}
             self.divergence = 0.0
             if self.on_step is not None and self.is_world_process_zero():
                 self.on_step(step)
@@ -341,6 +344,8 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(config.report_to) or "none",
+        project="allmem",
+        run_name=None if folder is None else f"{folder.parent.name}/{folder.name}",
         disable_tqdm=True,
         remove_unused_columns=False,
         ignore_data_skip=True,
