@@ -38,11 +38,14 @@ from allmem.models.modeling import AllMemForCausalLM
 from benchmarks.measure import record
 
 GB = 1e9
+WARM_UP = 256
+"""Half of the tokens of a step before the measured one, for what a process sets up once."""
 ENVIRONMENT = {
-    # Blocks of a megabyte or more go back to the system when they are freed, so that what is
-    # resident follows what is allocated.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    # One heap for all threads, and larger blocks go back to the system when they are freed, so that
+    # what is resident follows what is allocated.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 
 
@@ -141,6 +144,9 @@ def step(case: Case, device: str) -> dict[str, Any]:
                 # At its start of zero, alpha lets no gradient through.
                 if name.endswith("alpha"):
                     parameter.fill_(0.1)
+        warm_up = {key: value[:, : 2 * WARM_UP] for key, value in batch.items()}
+        warm_up["labels"] = warm_up["input_ids"]
+        one_step(distillation, optimizer, warm_up, model)
         gc.collect()
         before = _reset(device)
         begun = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from allmem.distill import Distillation, DistillConfig
 from allmem.distill.config import Objective
@@ -12,31 +11,9 @@ from allmem.distill.rows import counted
 from allmem.distill.sizes import Sizes
 from allmem.distill.teacher import OtherModel, Stored, Teacher
 from allmem.errors import AllMemError
-from tests.distill.tiny import C, S, V, W, make_model, make_packed
+from tests.distill.tiny import C, S, W, make_base, make_model, make_packed
 
 SIZES = Sizes(W, S, C)
-
-
-def plain_model(vocabulary: int = V, seed: int = 0) -> LlamaForCausalLM:
-    """The base model of ``make_model``, not converted."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.dim() == 2 else 1)
-    return model
 
 
 def loss(teacher: Teacher | None, segment: int | None = None) -> tuple[float, float]:
@@ -59,8 +36,8 @@ def loss(teacher: Teacher | None, segment: int | None = None) -> tuple[float, fl
 @pytest.mark.parametrize("segment", [None, 9])
 def test_the_original_as_a_model_of_its_own_teaches_the_same(segment: int | None) -> None:
     own = loss(None, segment)
-    assert loss(OtherModel(plain_model(), make_model()), segment) == pytest.approx(own, rel=1e-6)
-    other = loss(OtherModel(plain_model(seed=1), make_model()), segment)
+    assert loss(OtherModel(make_base(), make_model()), segment) == pytest.approx(own, rel=1e-6)
+    other = loss(OtherModel(make_base(seed=1), make_model()), segment)
     assert other[0] != pytest.approx(own[0], rel=1e-2)
 
 
@@ -76,7 +53,7 @@ def test_a_converted_teacher_answers_with_its_memories() -> None:
 
 def test_a_teacher_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(AllMemError, match="50 words, the student 43"):
-        OtherModel(plain_model(vocabulary=50), make_model())
+        OtherModel(make_base(vocabulary=50), make_model())
 
 
 def test_rows_without_stored_answers_are_refused() -> None:

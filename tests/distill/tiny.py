@@ -19,17 +19,13 @@ from allmem.models.modeling import AllMemForCausalLM
 V, W, S, C, T = 43, 10, 2, 5, 37
 
 
-def make_model(
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    random: bool = True,
-    memory: dict[str, object] | None = None,
-    mixers: str = "allmem",
-) -> AllMemForCausalLM:
-    """A converted model of two layers."""
+def make_base(
+    seed: int = 0, dtype: torch.dtype = torch.float64, vocabulary: int = V
+) -> LlamaForCausalLM:
+    """A plain model of two layers."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V,
+        vocab_size=vocabulary,
         hidden_size=24,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -45,6 +41,18 @@ def make_model(
         # Random weights as transformers draws them make every distribution flat.
         for parameter in base.parameters():
             parameter.mul_(4 if parameter.dim() == 2 else 1)
+    return base
+
+
+def make_model(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    random: bool = True,
+    memory: dict[str, object] | None = None,
+    mixers: str = "allmem",
+) -> AllMemForCausalLM:
+    """A converted model of two layers."""
+    base = make_base(seed, dtype)
     chunk = C if "allmem" in mixers else None
     model = allmem.convert(base, window=W, sinks=S, chunk=chunk, memory=memory, mixers=mixers)
     if random:

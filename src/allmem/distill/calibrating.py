@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allmem.distill.matching import counted_rows, trains
+from allmem.distill.matching import counted_rows, trains, watch_teacher
 from allmem.errors import AllMemError
 from allmem.layout import Layout
 from allmem.memory.projections import AttentionWeights
@@ -115,13 +115,7 @@ class Calibrator:
                     chosen = counted_rows(counts, layout)
                     lost[mixed.layer] = self._add(mixed, x, full, layout, chosen, entering)
 
-            model.hidden_states(
-                batch["input_ids"],
-                position_ids=batch["position_ids"],
-                full_attention=True,
-                observe=observe,
-                cache=cache,
-            )
+            watch_teacher(model, batch, cache, observe)
         return lost
 
     def _add(

@@ -25,10 +25,17 @@ from allmem.layout import Layout
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.attention import WindowMixer
 from allmem.models.cache import AllMemCache
-from allmem.models.layer import MixedAttention
+from allmem.models.layer import MixedAttention, Observer
 from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["Matched", "counted_rows", "match_layers", "matching_loss", "trains"]
+__all__ = [
+    "Matched",
+    "counted_rows",
+    "match_layers",
+    "matching_loss",
+    "trains",
+    "watch_teacher",
+]
 
 SMALLEST_TARGET = 1e-12
 
@@ -53,6 +60,25 @@ def counted_rows(counts: Tensor, layout: Layout) -> Tensor:
     """[R, N] bool: the slots of a layout's rows whose next token counts; counts [B, T - 1]."""
     ahead = F.pad(counts, (0, 1))
     return layout.gather(ahead[..., None])[..., 0] & layout.valid
+
+
+@torch.no_grad()
+def watch_teacher(
+    model: AllMemForCausalLM, batch: dict[str, Tensor], cache: AllMemCache, observe: Observer
+) -> None:
+    """Let the teacher read a batch of ``input_ids`` and ``position_ids``, [B, T], with an observer
+    in every layer.
+
+    Args:
+        cache: new; says with which sizes the students beside it read.
+    """
+    model.hidden_states(
+        batch["input_ids"],
+        position_ids=batch["position_ids"],
+        full_attention=True,
+        observe=observe,
+        cache=cache,
+    )
 
 
 def matching_loss(
@@ -108,14 +134,7 @@ def match_layers(
                 parameters.append(parameter)
                 gradients.append(gradient)
 
-    with torch.no_grad():
-        model.hidden_states(
-            batch["input_ids"],
-            position_ids=batch["position_ids"],
-            full_attention=True,
-            observe=observe,
-            cache=cache,
-        )
+    watch_teacher(model, batch, cache, observe)
     scale = weight / max(len(losses), 1)
     total = torch.tensor(sum(losses.values()) * scale, dtype=torch.float64, device=counts.device)
     ready = [gradient * scale for gradient in gradients]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from allmem.distill.matching import SMALLEST_TARGET, counted_rows, trains
+from allmem.distill.matching import SMALLEST_TARGET, counted_rows, trains, watch_teacher
 from allmem.layout import Layout
 from allmem.memory.projections import LowRank
 from allmem.memory.state import accumulation_dtype
@@ -78,13 +78,7 @@ class ReadoutSolver:
                 losses[mixed.layer] = self._add(mixed, x, full, layout, chosen)
                 self._solve(mixed)
 
-        model.hidden_states(
-            batch["input_ids"],
-            position_ids=batch["position_ids"],
-            full_attention=True,
-            observe=observe,
-            cache=cache,
-        )
+        watch_teacher(model, batch, cache, observe)
         return losses
 
     def _add(
