@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +17,7 @@ from allmem.cli.options import (
     Verbose,
     grouped,
 )
-from allmem.cli.terminal import SECONDS_BETWEEN_LINES, count, error_console
+from allmem.cli.terminal import count, error_console, minutes, progress
 from allmem.cli.training import share_cores
 
 if TYPE_CHECKING:
@@ -141,7 +138,7 @@ def command(
         )
     for reason, number in asked.skipped.items():
         error_console().print(f"skipped: {reason} {count(number)}", markup=False)
-    with _report() as on_batch:
+    with progress(_describe, lambda now: now.done / now.total) as on_batch:
         result = collect(
             opened,
             asked,
@@ -163,33 +160,7 @@ def command(
 
 def _describe(now: Collected) -> str:
     """``12 of 100 responses  320 tokens/s  1:20 left``."""
-    minutes, seconds = divmod(round(now.seconds_left), 60)
     return (
         f"{count(now.done)} of {count(now.total)} responses  "
-        f"{now.tokens_per_second:,.0f} tokens/s  {minutes}:{seconds:02d} left"
+        f"{now.tokens_per_second:,.0f} tokens/s  {minutes(now.seconds_left)} left"
     )
-
-
-@contextlib.contextmanager
-def _report() -> Iterator[Callable[[Collected], None]]:
-    """Report batches: as a bar on a terminal, else as a line now and then."""
-    shown = error_console()
-    if shown.is_terminal:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns: list[Any] = [BarColumn(), TextColumn("{task.description}", markup=False)]
-        with Progress(*columns, console=shown) as bar:
-            task = bar.add_task("", total=1.0)
-            yield lambda now: bar.update(
-                task, completed=now.done / now.total, description=_describe(now)
-            )
-        return
-    last = time.monotonic()
-
-    def report(now: Collected) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            shown.print(_describe(now), markup=False)
-
-    yield report

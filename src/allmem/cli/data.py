@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -208,7 +205,7 @@ def _teach(
         f"{terminal.size(stored_bytes(index, top))} in {output}",
         markup=False,
     )
-    with _teaching_report() as on_progress:
+    with terminal.progress(_taught_so_far, lambda now: now.tokens / now.all_tokens) as on_progress:
         taught = teach_data(
             place, model, output, top=top, dtype=dtype, device=device, on_progress=on_progress
         )
@@ -222,34 +219,12 @@ def _teach(
     )
 
 
-@contextlib.contextmanager
-def _teaching_report() -> Iterator[Callable[[Taught], None]]:
-    """Report a teacher: as a spinner on a terminal, else as a line now and then."""
-    shown = terminal.error_console()
-    last = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        status = None
-        if shown.is_terminal:
-            status = stack.enter_context(shown.status("loading the teacher"))
-
-        def report(now: Taught) -> None:
-            nonlocal last
-            wait = 0.1 if status is not None else terminal.SECONDS_BETWEEN_LINES
-            if time.monotonic() - last < wait:
-                return
-            last = time.monotonic()
-            minutes, seconds = divmod(round(now.seconds_left), 60)
-            line = (
-                f"teaching: {terminal.count(now.rows)} of {terminal.count(now.all_rows)} rows, "
-                f"{terminal.count(now.tokens)} of {terminal.count(now.all_tokens)} tokens, "
-                f"{now.tokens_per_second:,.0f} tokens/s, {minutes}:{seconds:02d} left"
-            )
-            if status is not None:
-                status.update(line)
-            else:
-                shown.print(line, markup=False)
-
-        yield report
+def _taught_so_far(now: Taught) -> str:
+    return (
+        f"teaching: {terminal.count(now.rows)} of {terminal.count(now.all_rows)} rows, "
+        f"{terminal.count(now.tokens)} of {terminal.count(now.all_tokens)} tokens, "
+        f"{now.tokens_per_second:,.0f} tokens/s, {terminal.minutes(now.seconds_left)} left"
+    )
 
 
 def _inspect(place: str, sample: int, whole: bool) -> None:

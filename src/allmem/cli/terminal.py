@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +19,20 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from allmem.reading import Progress
 
-__all__ = ["console", "count", "error_console", "quiet", "reading", "size", "stream", "working"]
+__all__ = [
+    "console",
+    "count",
+    "error_console",
+    "minutes",
+    "progress",
+    "quiet",
+    "reading",
+    "size",
+    "stream",
+    "working",
+]
+
+Event = TypeVar("Event")
 
 SECONDS_BETWEEN_LINES = 10.0
 """Between two progress lines where there is no terminal."""
@@ -50,6 +63,12 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def minutes(seconds: float) -> str:
+    """``1:20``."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole}:{rest:02d}"
+
+
 def quiet(verbose: bool) -> None:
     """Silence the libraries underneath, before they are imported."""
     if verbose:
@@ -76,6 +95,42 @@ def working(what: str) -> Iterator[None]:
         return
     with shown.status(escape(what)):
         yield
+
+
+@contextlib.contextmanager
+def progress(
+    describe: Callable[[Event], str], share: Callable[[Event], float]
+) -> Iterator[Callable[[Event], None]]:
+    """Report how something goes on: as a bar on a terminal, else as a line now and then and one at
+    the end.
+
+    Args:
+        describe: an event in a line.
+        share: of the whole that is done with it, from 0 to 1.
+    """
+    shown = error_console()
+    if shown.is_terminal:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        columns: list[Any] = [BarColumn(), TextColumn("{task.description}", markup=False)]
+        with Bar(*columns, console=shown) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda now: bar.update(task, completed=share(now), description=describe(now))
+        return
+    last = time.monotonic()
+    latest: Event | None = None
+
+    def report(now: Event) -> None:
+        nonlocal last, latest
+        latest = now
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            shown.print(describe(now), markup=False)
+
+    yield report
+    if latest is not None:
+        shown.print(describe(latest), markup=False)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allmem.cli.terminal import SECONDS_BETWEEN_LINES, console, count, error_console, working
+from allmem.cli.terminal import console, count, minutes, progress, working
 
 if TYPE_CHECKING:
     from allmem.distill.evaluate import Comparison
@@ -34,39 +33,16 @@ def share_cores() -> None:
 
 def describe(step: Step) -> str:
     """``kl  step 12  KL 0.1320  |alpha| 0.0123  eta 0.0046  320 tokens/s  1:20 left``."""
-    minutes, seconds = divmod(round(step.seconds_left), 60)
     return (
         f"{step.stage}  step {step.number}  {count(step.tokens)} tokens  "
         f"{UNITS[step.stage]} {step.loss:.4f}  |alpha| {step.alpha:.4f}  eta {step.eta:.4f}  "
-        f"{step.tokens_per_second:,.0f} tokens/s  {minutes}:{seconds:02d} left"
+        f"{step.tokens_per_second:,.0f} tokens/s  {minutes(step.seconds_left)} left"
     )
 
 
-@contextlib.contextmanager
-def training_report() -> Iterator[Callable[[Step], None]]:
-    """Report steps: as a bar on a terminal, else as a line now and then and one at the end."""
-    shown = error_console()
-    if shown.is_terminal:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns: list[Any] = [BarColumn(), TextColumn("{task.description}", markup=False)]
-        with Progress(*columns, console=shown) as bar:
-            task = bar.add_task("", total=1.0)
-            yield lambda step: bar.update(task, completed=step.progress, description=describe(step))
-        return
-    last = time.monotonic()
-    latest: Step | None = None
-
-    def report(step: Step) -> None:
-        nonlocal last, latest
-        latest = step
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            shown.print(describe(step), markup=False)
-
-    yield report
-    if latest is not None:
-        shown.print(describe(latest), markup=False)
+def training_report() -> contextlib.AbstractContextManager[Callable[[Step], None]]:
+    """Report steps; see ``terminal.progress``."""
+    return progress(describe, lambda step: step.progress)
 
 
 def run(recipe: Recipe, resume: bool) -> None:
