@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from allmem.distill import Distillation, DistillConfig
 from allmem.distill.rows import counted
 from allmem.distill.segments import unpack
 from allmem.distill.sizes import Sizes
+from allmem.distill.trainer import checkpoint_layers
+from allmem.models import modeling
 from tests.distill.tiny import C, S, T, W, make_batch, make_model, make_packed, make_text
 
 SIZES = Sizes(W, S, C)
@@ -28,7 +32,11 @@ def gradients(
     model = make_model()
     model.freeze_base()
     config = DistillConfig(steps=1, **settings)
-    total, _ = Distillation(model, config)(**batch, sizes=sizes)
+    distillation = Distillation(model, config)
+    if config.checkpoint_layers:
+        distillation.train()
+        checkpoint_layers(model)
+    total, _ = distillation(**batch, sizes=sizes)
     total.backward()
     found = {}
     for name, parameter in model.memory_parameters().items():
@@ -107,6 +115,48 @@ def test_the_activations_of_one_segment_are_kept_at_a_time() -> None:
     per_segment = (kept(320, 40) - kept(160, 40)) / 4
     assert per_segment < 2 * state
     assert per_segment / 40 < whole / 5
+
+
+def test_the_forward_pass_reads_every_segment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    model.freeze_base()
+    batch, _ = make_batch(make_text(2 * T).view(2, T))
+    read = type(model).hidden_states
+    calls = 0
+
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        calls += not kwargs.get("full_attention")
+        return read(self, *args, **kwargs)
+
+    distillation = Distillation(model, DistillConfig(steps=1, segment=10))
+    monkeypatch.setattr(type(model), "hidden_states", counting)
+    total, _ = distillation(**batch, sizes=SIZES)
+    assert calls == -(-T // 10)
+    total.backward()
+    assert calls == 2 * -(-T // 10)
+
+
+def test_nothing_of_a_step_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    class Call(modeling.Call):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(modeling, "Call", Call)
+    model = make_model()
+    model.freeze_base()
+    batch, _ = make_batch(make_text(2 * T).view(2, T))
+    distillation = Distillation(model, DistillConfig(steps=1, segment=10)).train()
+    checkpoint_layers(model)
+    total, _ = distillation(**batch, sizes=SIZES)
+    total.backward()
+    del total
+    gc.collect()
+    assert made
+    assert not any(call() is not None for call in made)
 
 
 def test_documents_without_a_learned_token_are_left_out() -> None:

@@ -54,6 +54,16 @@ def test_its_size_is_constant_and_the_closed_form(model: AllMemForCausalLM) -> N
     assert "3 sequences" in repr(cache)
 
 
+def test_it_keeps_no_more_than_it_says(model: AllMemForCausalLM) -> None:
+    """A view would keep all that it was cut from."""
+    cache = AllMemCache(model.config)
+    with torch.no_grad():
+        logits(model, text(2, 70), past_key_values=cache)
+    storages = [tensor.untyped_storage() for tensor in cache.tensors().values()]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert sum(held.values()) == cache.nbytes
+
+
 def test_its_size_under_another_window(one_model: AllMemForCausalLM) -> None:
     small = AllMemCache(one_model.config, window=WindowConfig(W - 2, 1))
     large = AllMemCache(one_model.config)

@@ -240,6 +240,8 @@ class _Blockwise(torch.autograd.Function):
             weights = block.weights(scale, q, q_sink, block.keys(k_sink, k_old, k))
             block.put_queries(out, weights @ block.keys(v_sink, v_old, v))
         ctx.save_for_backward(q, q_sink, k_sink, v_sink, k_old, v_old, k, v, out)
+        # The backward pass makes the masks anew: a checkpoint could not free them.
+        plan.alike.clear()
         ctx.plan, ctx.scale = plan, scale
         return out
 
@@ -269,6 +271,7 @@ class _Blockwise(torch.autograd.Function):
                 to_sinks = to_scores[..., :S].mT @ block.queries(q_sink, K)
                 to_block_keys = torch.cat([to_sinks, to_block_keys], 2)
             block.add_keys(*to_keys, to_block_keys)
+        ctx.plan.alike.clear()
         pairs = [x.to(k.dtype) for pair in zip(to_keys, to_values, strict=True) for x in pair]
         return None, None, to_q, to_q_sink, *pairs
 

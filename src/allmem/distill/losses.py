@@ -185,6 +185,10 @@ def _divergence(expected: Tensor, found: Tensor, objective: Objective) -> Tensor
     return temperature**2 * value
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class _Blockwise(torch.autograd.Function):
     """Sums whose backward pass only scales a gradient that the forward pass left ready."""
 
@@ -207,6 +211,9 @@ class _Blockwise(torch.autograd.Function):
             with (
                 torch.set_grad_enabled(wants_gradient),
                 torch.autocast(student.device.type, enabled=False),
+                # Not those of a checkpoint around this call: the gradient below would make it read
+                # all of its segment again, and keep it.
+                torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
             ):
                 leaf = student[here].detach().requires_grad_(wants_gradient)
                 found = log_probabilities(head, leaf)

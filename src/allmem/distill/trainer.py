@@ -42,7 +42,7 @@ from allmem.models.adapter import adapter_header, load_weights
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.sharded import full_tensor
 
-__all__ = ["ADAPTER", "StageTrainer"]
+__all__ = ["ADAPTER", "StageTrainer", "checkpoint_layers"]
 
 ADAPTER = "adapter.safetensors"
 
@@ -80,7 +80,7 @@ class StageTrainer(transformers.Trainer):
         self.folder = folder
         self.on_step = on_step
         if config.checkpoint_layers:
-            _checkpoint_layers(model)
+            checkpoint_layers(model)
         self.header = adapter_header(model)
         self.divergence = 0.0
         self.first_step = 0
@@ -313,7 +313,7 @@ class _Saving(TrainerCallback):
         return control
 
 
-def _checkpoint_layers(model: AllMemForCausalLM) -> None:
+def checkpoint_layers(model: AllMemForCausalLM) -> None:
     """Gradient checkpointing, by whichever name this version of transformers knows it."""
     name = "activation_checkpointing_enable"
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable

@@ -39,7 +39,8 @@ def causal_convolution(
 def _last_inputs(before: Tensor, reach: int, layout: Layout) -> Tensor:
     """The ``reach`` inputs that end at every row's last token, [R, reach, F]."""
     if layout.full:
-        return before[:, before.shape[1] - reach :]
+        # A copy, since a view would keep all inputs of the call as long as the state lives.
+        return before[:, before.shape[1] - reach :].clone()
     index = layout.lengths[:, None] + torch.arange(reach)[None]
     index = index.to(before.device)[..., None].expand(-1, -1, before.shape[2])
     return before.gather(1, index)

@@ -46,13 +46,20 @@ class Call:
     """One state per layer; ``None`` where nothing was read yet."""
     full_attention: bool = False
     observe: Observer | None = None
-    after: dict[int, LayerState] = field(default_factory=dict)
-    """By layer."""
+    after: dict[int, LayerState] | None = field(default_factory=dict)
+    """By layer; ``None`` once they were taken."""
 
-    @property
-    def states(self) -> list[LayerState]:
-        """What the call left behind, one per layer."""
-        return [self.after[layer] for layer in sorted(self.after)]
+    def leave(self, layer: int, state: LayerState) -> None:
+        """Take down what a layer left behind; nothing where a checkpoint reads the layer again,
+        since that would tie the graph of the second reading to the call, and the call to it."""
+        if self.after is not None:
+            self.after[layer] = state
+
+    def take_states(self) -> list[LayerState]:
+        """What the call left behind, one per layer; once."""
+        assert self.after is not None
+        after, self.after = self.after, None
+        return [after[layer] for layer in sorted(after)]
 
 
 class MixedAttention(LayerMixer):
@@ -94,7 +101,8 @@ class MixedAttention(LayerMixer):
                 before = self.init_state(x.shape[0], x.dtype, x.device, layout.window)
             else:
                 before = call.before[self.layer]
-            y, call.after[self.layer] = super().forward(x, before, layout)
+            y, after = super().forward(x, before, layout)
+            call.leave(self.layer, after)
         return layout.scatter(y), None
 
     def _teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:

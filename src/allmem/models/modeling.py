@@ -230,7 +230,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
             allmem_call=call,
         )
         if not full_attention:
-            cache.close_call(layout, call.states, input_ids)
+            cache.close_call(layout, call.take_states(), input_ids)
         return output.last_hidden_state
 
     def _read(
@@ -261,7 +261,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if not full_attention:
-            cache.close_call(layout, call.states, slots)
+            cache.close_call(layout, call.take_states(), slots)
         return output
 
     def _reads_in_blocks(
