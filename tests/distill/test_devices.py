@@ -23,9 +23,14 @@ from tests.distill.tiny import make_model
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="needs deepspeed, and a compiler for its communication on CPUs",
+zero = pytest.param(
+    "zero",
+    marks=[
+        # It compiles its communication on CPUs first, for minutes.
+        pytest.mark.slow,
+        pytest.mark.timeout(900),
+        pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs allmem[deepspeed]"),
+    ],
 )
 
 
@@ -58,9 +63,7 @@ def launch(strategy: str, folder: Path, port: int) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "strategy", ["ddp", "ddp-all", "fsdp", pytest.param("zero", marks=needs_deepspeed)]
-)
+@pytest.mark.parametrize("strategy", ["ddp", "ddp-all", "fsdp", zero])
 def test_two_processes_learn_what_one_learns(
     strategy: str, alone: dict[str, Any], tmp_path: Path, unused_tcp_port: int
 ) -> None:
@@ -81,7 +84,7 @@ def test_two_processes_learn_what_one_learns(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("zero", marks=needs_deepspeed)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", zero])
 def test_a_run_of_two_processes_goes_on(
     strategy: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:
