@@ -30,10 +30,10 @@ import allmem
 from allmem.cost.training import TrainingMemory, training_memory
 from allmem.data.stream import IGNORED, collate
 from allmem.distill import Distillation, DistillConfig
+from allmem.distill.arguments import checkpoint_layers
 from allmem.distill.optimizer import make_optimizer
 from allmem.distill.precision import training_weights
 from allmem.distill.rows import own_sizes, plain_row
-from allmem.distill.trainer import checkpoint_layers
 from allmem.models.configuration import AllMemConfig
 from allmem.models.modeling import AllMemForCausalLM
 from benchmarks.measure import record

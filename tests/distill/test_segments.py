@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from allmem.distill import Distillation, DistillConfig
+from allmem.distill.arguments import checkpoint_layers
 from allmem.distill.rows import counted
 from allmem.distill.segments import unpack
 from allmem.distill.sizes import Sizes
-from allmem.distill.trainer import checkpoint_layers
 from allmem.models import modeling
 from tests.distill.tiny import C, S, T, W, make_batch, make_model, make_packed, make_text
 

@@ -47,9 +47,7 @@ class Overview:
         for mixed, name in zip(self.model.mixers(), self.model.config.layers or [], strict=True):
             attention = mixed.attention
             window = attention.window if isinstance(attention, WindowMixer) else None
-            added = sum(
-                p.numel() for n, p in mixed.named_parameters() if not n.startswith("attention.")
-            )
+            added = sum(p.numel() for p in mixed.slow_parameters().values())
             constant = mixed.capabilities.constant_state
             size = mixed.state_bytes(1, self.dtype) if constant else None
             kind = (

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allmem.distill.matching import counted_rows, trains, watch_teacher
+from allmem.distill.matching import counted_rows, has_unit, watch_teacher
 from allmem.errors import AllMemError
 from allmem.layout import Layout
 from allmem.memory.projections import AttentionWeights
@@ -36,15 +36,10 @@ from allmem.models.layer import MixedAttention
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.structure import attention_weights
 
-__all__ = ["Calibrator", "calibrates", "check_calibrates"]
+__all__ = ["Calibrator", "check_calibrates"]
 
 RIDGE = 1e-3
 """Of the least squares for c, as a share of the mean square of x."""
-
-
-def calibrates(mixed: MixedAttention) -> bool:
-    """Whether a layer's memory can be started from single heads."""
-    return trains(mixed) and isinstance(mixed.memory, AllMemMixer)
 
 
 def check_calibrates(model: AllMemForCausalLM) -> None:
@@ -53,7 +48,7 @@ def check_calibrates(model: AllMemForCausalLM) -> None:
     Raises:
         AllMemError: if there is none, or its projections or head size do not allow it.
     """
-    layers = [mixed for mixed in model.mixers() if calibrates(mixed)]
+    layers = [mixed for mixed in model.mixers() if has_unit(mixed)]
     if not layers:
         raise AllMemError("no layer has a memory beside a window that can be calibrated")
     for mixed in layers:
@@ -111,7 +106,7 @@ class Calibrator:
         with _watching(model) as entering:
 
             def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
-                if calibrates(mixed):
+                if has_unit(mixed):
                     chosen = counted_rows(counts, layout)
                     lost[mixed.layer] = self._add(mixed, x, full, layout, chosen, entering)
 
@@ -157,7 +152,7 @@ class Calibrator:
             AllMemError: if nothing that counts was seen.
         """
         for mixed in model.mixers():
-            if calibrates(mixed):
+            if has_unit(mixed):
                 self._start(mixed, self.seen[mixed.layer])
 
     def _start(self, mixed: MixedAttention, seen: _Seen) -> None:
@@ -220,7 +215,7 @@ def _watching(model: AllMemForCausalLM) -> Iterator[dict[int, Tensor]]:
     entering: dict[int, Tensor] = {}
     handles = []
     for mixed in model.mixers():
-        if calibrates(mixed):
+        if has_unit(mixed):
             core: Any = mixed.attention.core
 
             def keep(_: Any, inputs: tuple[Tensor, ...], layer: int = mixed.layer) -> None:

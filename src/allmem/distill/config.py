@@ -219,6 +219,10 @@ class DistillConfig:
         if self.fsdp and (self.segment is not None or self.state_init != "zero"):
             raise AllMemError("fsdp = true does not go with segment or state_init; use DDP or ZeRO")
 
+    def rows_per_step(self, processes: int) -> int:
+        """Rows that a step reads, over all processes."""
+        return self.batch * self.accumulate * processes
+
     def spans(self, steps: int, solvable: bool = True) -> list[Span]:
         """The stages of a run of ``steps`` steps; calibrating comes first and on top of them.
 

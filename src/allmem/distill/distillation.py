@@ -99,16 +99,16 @@ class Distillation(nn.Module):
             return self._sums(batch, sizes, step)
 
     def _sums(self, batch: dict[str, Tensor], sizes: Sizes, step: int) -> Sums:
-        labels = batch["labels"]
         cache = AllMemCache(self.student.config, sizes.config, sizes.chunk)
-        if self.stage == "match":
-            counts = labels[:, 1:] != IGNORED
-            loss = match_layers(self.student, absorb_padding(batch), counts, cache)
-            return loss.total, loss.total.detach()
-        if self.settings.segment is not None or self.settings.state_init != "zero":
+        segmented = self.settings.segment is not None or self.settings.state_init != "zero"
+        if segmented and self.stage != "match":
             return self._unpacked(unpack(batch), cache, step)
-        counts = labels[:, 1:] != IGNORED
         batch = absorb_padding(batch)
+        labels = batch["labels"]
+        counts = labels[:, 1:] != IGNORED
+        if self.stage == "match":
+            loss = match_layers(self.student, batch, counts, cache)
+            return loss.total, loss.total.detach()
         target = self.teacher(batch, counts)
         weights = self._weights(batch, counts, target, cache)
         hidden = self.student.hidden_states(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from allmem.data import Sequences
 from allmem.data.fact_lists import FactWriter
@@ -25,6 +26,7 @@ from allmem.distill.recipe import (
     Recipe,
     recipe_text,
 )
+from allmem.distill.responses import response_rows
 from allmem.distill.rows import FactRows, FolderRows, ListRows, Row, Rows, TextRows, held_out_rows
 from allmem.distill.run import Outcome, distill
 from allmem.distill.run_files import prepare_folder
@@ -100,7 +102,6 @@ def read_rows(
     Raises:
         AllMemError: if a file is missing, or too short for a row.
     """
-
     tokenizer, seed = opened.tokenizer, training.seed
     if source.on_policy is not None:
         return _online(source, source.on_policy, opened, training)
@@ -117,8 +118,6 @@ def read_rows(
             return folder, folder.held_back
         return folder, FolderRows(source.held_out, held_back=source.evaluated).held_back
     if source.responses is not None:
-        from allmem.distill.responses import response_rows
-
         answers = response_rows(source.responses, source.length, tokenizer)
         if source.held_out is not None:
             judged = response_rows(source.held_out, source.length, tokenizer)
@@ -141,7 +140,6 @@ def _online(
     source: DataSource, own: OnPolicySource, opened: OpenedModel, training: DistillConfig
 ) -> tuple[Rows, list[Row]]:
     """On-policy rows, with other data beside them if wanted; judged by the other data too."""
-
     fixed, judged = None, None
     if own.share < 1:
         rest = dataclasses.replace(source, on_policy=None)
@@ -161,8 +159,7 @@ def _online(
     return rows, judged or answers
 
 
-def _document(tokenizer: Any, name: str) -> Any:
-
+def _document(tokenizer: Any, name: str) -> Tensor:
     return torch.tensor(plain_ids(tokenizer, read_document(name)), dtype=torch.int64)
 
 
@@ -199,7 +196,6 @@ def _check_stored(source: DataSource, opened: OpenedModel) -> None:
 
 
 def _is_cpu(device: str | None) -> bool:
-
     return device == "cpu" if device is not None else not torch.cuda.is_available()
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from allmem.layout import Layout
 from allmem.memory.state import accumulation_dtype
+from allmem.mixers.allmem import AllMemMixer
 from allmem.mixers.attention import WindowMixer
 from allmem.models.cache import AllMemCache
 from allmem.models.layer import MixedAttention, Observer
@@ -31,6 +32,7 @@ from allmem.models.modeling import AllMemForCausalLM
 __all__ = [
     "Matched",
     "counted_rows",
+    "has_unit",
     "match_layers",
     "matching_loss",
     "trains",
@@ -54,6 +56,11 @@ class Matched:
 def trains(mixed: MixedAttention) -> bool:
     """Whether a layer has a memory beside a window."""
     return mixed.memory is not None and isinstance(mixed.attention, WindowMixer)
+
+
+def has_unit(mixed: MixedAttention) -> bool:
+    """Whether the memory beside the window is one whose projections can be set."""
+    return trains(mixed) and isinstance(mixed.memory, AllMemMixer)
 
 
 def counted_rows(counts: Tensor, layout: Layout) -> Tensor:
@@ -122,8 +129,7 @@ def match_layers(
     def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
         if not trains(mixed):
             return
-        own = [p for n, p in mixed.named_parameters() if not n.startswith("attention.")]
-        own = [p for p in own if p.requires_grad]
+        own = [p for p in mixed.slow_parameters().values() if p.requires_grad]
         with torch.enable_grad():
             loss = matching_loss(mixed, x, full, layout, counted_rows(counts, layout))
             # Now, and not later: no two layers' activations need to be kept at a time.

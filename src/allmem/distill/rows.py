@@ -212,22 +212,22 @@ class Batches(IterableDataset):  # type: ignore[type-arg]
 
     Args:
         own: the model's sizes, where none are drawn.
-        skip: rows that earlier stages of the run have read.
+        before: steps of earlier stages of the run, whose rows and draws this one follows.
     """
 
     rows: Rows
     config: DistillConfig
     own: Sizes
     first_step: int = 0
-    skip: int = 0
+    before: int = 0
     rank: int = 0
     world: int = 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         config = self.config
-        per_step = config.batch * config.accumulate * self.world
         step = self.first_step
-        stream = self.rows.read(self.skip + step * per_step, self.rank, self.world)
+        first = (self.before + step) * config.rows_per_step(self.world)
+        stream = self.rows.read(first, self.rank, self.world)
         while True:
             for _ in range(config.accumulate):
                 yield self.batch(list(islice(stream, config.batch)), step)
@@ -243,12 +243,11 @@ class Batches(IterableDataset):  # type: ignore[type-arg]
         return batch
 
     def sizes(self, step: int) -> Sizes:
-        """What a step reads with; later stages of a run draw on."""
-        if self.config.random is None:
+        """What a step reads with."""
+        config = self.config
+        if config.random is None:
             return self.own
-        per_step = self.config.batch * self.config.accumulate * self.world
-        number = step + self.skip // per_step
-        return self.config.random.draw(number, self.config.seed, self.own.chunk is not None)
+        return config.random.draw(self.before + step, config.seed, self.own.chunk is not None)
 
 
 def own_sizes(model: AllMemForCausalLM) -> Sizes:

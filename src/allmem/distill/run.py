@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast
 from torch import Tensor
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -30,7 +31,7 @@ from allmem.distill.checkpoint import last_checkpoint
 from allmem.distill.config import DistillConfig, Span
 from allmem.distill.distillation import Distillation
 from allmem.distill.evaluate import Comparison, check_reaches_beyond, compare
-from allmem.distill.matching import trains
+from allmem.distill.matching import has_unit, trains
 from allmem.distill.precision import computing, training_weights
 from allmem.distill.progress import Place, Step, measure
 from allmem.distill.rows import Batches, Row, Rows, own_sizes
@@ -41,11 +42,11 @@ from allmem.distill.run_files import (
     write_plan,
     write_results,
 )
-from allmem.distill.solving import ReadoutSolver, solves
+from allmem.distill.solving import ReadoutSolver
 from allmem.distill.teacher import Teacher
 from allmem.distill.trainer import ADAPTER, StageTrainer
 from allmem.errors import AllMemError
-from allmem.files import atomic_folder, write_tensors
+from allmem.files import atomic_folder
 from allmem.models.adapter import adapter_header, load_weights, save_adapter
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
@@ -125,7 +126,7 @@ def distill(
     seconds = time.perf_counter() - begun
     if adapter_header(model)["base"] != frozen:
         raise AllMemError("training changed weights that are frozen; please report this")
-    tokens = round(done * _tokens_per_step(rows, config, processes.num_processes))
+    tokens = round(done * config.rows_per_step(processes.num_processes) * rows.mean)
     after = compare(model, held_out, control=True, beyond=config.positions == "beyond")
     lead = processes.is_main_process
     if folder is not None:
@@ -154,7 +155,7 @@ def _check(model: AllMemForCausalLM, rows: Rows, config: DistillConfig) -> None:
             raise AllMemError(f"report_to: {name!r} cannot be used: {reason}") from error
     if config.calibrate_steps:
         check_calibrates(model)
-    stages = {"match": trains, "solve": solves}
+    stages = {"match": trains, "solve": has_unit}
     for name in [span.stage for span in config.spans(100, solvable=_solvable(model))]:
         if name in stages and not any(stages[name](mixed) for mixed in model.mixers()):
             raise AllMemError(
@@ -166,11 +167,7 @@ def _check(model: AllMemForCausalLM, rows: Rows, config: DistillConfig) -> None:
 
 
 def _solvable(model: AllMemForCausalLM) -> bool:
-    return any(solves(mixed) for mixed in model.mixers())
-
-
-def _tokens_per_step(rows: Rows, config: DistillConfig, processes: int) -> float:
-    return config.batch * config.accumulate * processes * rows.mean
+    return any(has_unit(mixed) for mixed in model.mixers())
 
 
 def _plan(
@@ -184,14 +181,12 @@ def _plan(
     if config.steps is not None:
         steps = config.steps
     elif config.tokens is not None:
-        steps = round(config.tokens / _tokens_per_step(rows, config, processes.num_processes))
+        per_step = config.rows_per_step(processes.num_processes) * rows.mean
+        steps = round(config.tokens / per_step)
     else:
         assert config.minutes is not None
         steps = round(60 * config.minutes / _seconds_per_step(model, rows, config, teacher))
-        if processes.num_processes > 1:
-            agreed = torch.tensor(steps, device=processes.device)
-            torch.distributed.broadcast(agreed, 0)
-            steps = int(agreed)
+        steps = int(broadcast(torch.tensor(steps, device=processes.device)))
     return config.spans(max(steps, 1), _solvable(model))
 
 
@@ -236,10 +231,10 @@ def _look(
         load_weights(model, found / ADAPTER)
         return
     looker = Calibrator() if place.span.stage == "calibrate" else ReadoutSolver()
-    size = config.batch * config.accumulate * processes.num_processes
+    size = config.rows_per_step(processes.num_processes)
     whole = dataclasses.replace(config, batch=size, accumulate=1)
     begun = time.perf_counter()
-    batches = Batches(rows, whole, own_sizes(model), skip=place.before * size)
+    batches = Batches(rows, whole, own_sizes(model), before=place.before)
     steps = islice(batches, place.span.steps)
     for i, batch in enumerate(steps, 1):
         batch = _placed(batch, model.device)
@@ -251,10 +246,9 @@ def _look(
                 looker.start(model)
         if on_step is not None and processes.is_main_process:
             loss = sum(layers.values()) / len(layers)
-            tokens = _tokens_per_step(rows, whole, 1)
-            on_step(measure(model, place, i, loss, tokens, time.perf_counter() - begun))
+            seconds = time.perf_counter() - begun
+            on_step(measure(model, place, i, loss, size * rows.mean, seconds))
     if folder is not None and processes.is_main_process:
         with atomic_folder(folder / f"checkpoint-{place.span.steps}") as part:
-            weights = {name: p.detach() for name, p in model.memory_parameters().items()}
-            write_tensors(part / ADAPTER, "adapter", weights, adapter_header(model))
+            save_adapter(model, part / ADAPTER)
     processes.wait_for_everyone()

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from allmem.data.stream import IGNORED
+from allmem.layout import Layout
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 
@@ -31,27 +31,17 @@ differentiated."""
 def unpack(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Documents packed in rows [B, T] as rows of their own [R, N], with ``attention_mask`` in place
     of ``position_ids``. Documents without a label that counts are left out."""
-    positions = batch["position_ids"]
-    starts = positions == 0
-    rows: list[tuple[int, int, int]] = []
-    for b, row in enumerate(starts.cpu()):
-        places = [*row.nonzero()[:, 0].tolist(), positions.shape[1]]
-        rows += [(b, i, j) for i, j in pairwise(places)]
-    learned = [(b, i, j) for b, i, j in rows if bool((batch["labels"][b, i:j] >= 0).any())]
-    rows = learned or rows[:1]
-    longest = max(j - i for _, i, j in rows)
-    fills = {"labels": IGNORED}
-    out: dict[str, Tensor] = {}
-    for key, tensor in batch.items():
-        if key == "position_ids":
-            continue
-        shape = (len(rows), longest, *tensor.shape[2:])
-        out[key] = tensor.new_full(shape, fills.get(key, 0))
-        for r, (b, i, j) in enumerate(rows):
-            out[key][r, : j - i] = tensor[b, i:j]
-    lengths = torch.tensor([j - i for _, i, j in rows])
-    out["attention_mask"] = (torch.arange(longest)[None] < lengths[:, None]).to(positions.device)
-    return out
+    starts = batch["position_ids"] == 0
+    before = torch.zeros(len(starts), dtype=torch.int64)
+    layout = Layout.from_grid(before, None, starts, starts.device)
+    rows = {name: layout.gather(t) for name, t in batch.items() if name != "position_ids"}
+    rows["attention_mask"] = layout.valid
+    rows["labels"] = torch.where(layout.valid, rows["labels"], IGNORED)
+    learned = (rows["labels"] != IGNORED).any(1)
+    if not bool(learned.any()):
+        learned[0] = True
+    longest = int(layout.lengths[learned.cpu()].max())
+    return {name: tensor[learned, :longest] for name, tensor in rows.items()}
 
 
 def read_segments(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from allmem.distill.matching import SMALLEST_TARGET, counted_rows, trains, watch_teacher
+from allmem.distill.matching import SMALLEST_TARGET, counted_rows, has_unit, watch_teacher
 from allmem.layout import Layout
 from allmem.memory.projections import LowRank
 from allmem.memory.state import accumulation_dtype
@@ -24,15 +24,10 @@ from allmem.models.cache import AllMemCache
 from allmem.models.layer import MixedAttention
 from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["ReadoutSolver", "solves"]
+__all__ = ["ReadoutSolver"]
 
 RIDGE = 1e-2
 """Penalty, as a share of the mean square of a read's features."""
-
-
-def solves(mixed: MixedAttention) -> bool:
-    """Whether a layer's memory ends in a linear map that can be solved for."""
-    return trains(mixed) and isinstance(mixed.memory, AllMemMixer)
 
 
 @dataclass
@@ -73,7 +68,7 @@ class ReadoutSolver:
         losses: dict[int, float] = {}
 
         def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
-            if solves(mixed):
+            if has_unit(mixed):
                 chosen = counted_rows(counts, layout)
                 losses[mixed.layer] = self._add(mixed, x, full, layout, chosen)
                 self._solve(mixed)
@@ -122,10 +117,10 @@ class ReadoutSolver:
         assert isinstance(memory, AllMemMixer)
         sums = self.sums[mixed.layer]
         reads = sums.reads.double()
-        penalty = self.ridge * reads.diagonal().mean() * torch.eye(len(reads)).to(reads)
         if not bool(reads.diagonal().any()):
             # Nothing counted so far.
             return
+        penalty = self.ridge * reads.diagonal().mean() * torch.eye(len(reads)).to(reads)
         # Solved on the CPU: small, in double precision, and the same on every device.
         solution = torch.linalg.solve(
             (reads + penalty).cpu(), sums.targets.double().cpu()

@@ -15,11 +15,13 @@ from typing import Any, cast
 
 import torch
 import transformers
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
+from allmem.distill.arguments import checkpoint_layers, training_arguments
 from allmem.distill.checkpoint import (
     STATE,
     last_checkpoint,
@@ -42,7 +44,7 @@ from allmem.models.adapter import adapter_header, load_weights
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.sharded import full_tensor
 
-__all__ = ["ADAPTER", "StageTrainer", "checkpoint_layers"]
+__all__ = ["ADAPTER", "StageTrainer"]
 
 ADAPTER = "adapter.safetensors"
 
@@ -88,9 +90,11 @@ class StageTrainer(transformers.Trainer):
         self.batches: list[dict[str, Any]] = []
         if config.fsdp:
             shard(model)
+        distillation = Distillation(model, config, place.span.stage, teacher)
+        self.beginnings = distillation.beginnings
         super().__init__(
-            model=Distillation(model, config, place.span.stage, teacher),
-            args=_arguments(config, place, folder, model.device),
+            model=distillation,
+            args=training_arguments(config, place, folder, model.device),
             # Only to tell transformers that there is something to train on.
             train_dataset=Batches(rows, config, own_sizes(model)),
         )
@@ -103,18 +107,16 @@ class StageTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches from the step on at which the run stands."""
-        settings, world = self.settings, self.args.world_size
-        per_step = settings.batch * settings.accumulate * world
         batches = Batches(
             self.rows,
-            settings,
+            self.settings,
             own_sizes(self.student),
             first_step=self.first_step,
-            skip=self.place.before * per_step,
+            before=self.place.before,
             rank=self.args.process_index,
-            world=world,
+            world=self.args.world_size,
         )
-        return DataLoader(batches, batch_size=None, num_workers=settings.workers)
+        return DataLoader(batches, batch_size=None, num_workers=self.settings.workers)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of a step, and how many positions of them count on all devices."""
@@ -215,14 +217,12 @@ class StageTrainer(transformers.Trainer):
         super().log(logs, start_time)
 
     def _step(self, logs: Mapping[str, float]) -> Step:
-        settings = self.settings
-        per_step = settings.batch * settings.accumulate * self.args.world_size * self.rows.mean
         return measure(
             self.student,
             self.place,
             self.state.global_step,
             float(logs["loss"]),
-            per_step,
+            self.settings.rows_per_step(self.args.world_size) * self.rows.mean,
             time.perf_counter() - self.begun,
             since=self.first_step,
             gradient=float(logs.get("grad_norm") or 0.0),
@@ -231,11 +231,7 @@ class StageTrainer(transformers.Trainer):
 
     def decided_by_first(self, choice: bool) -> bool:
         """What the first process chose: clocks differ."""
-        if self.args.world_size == 1:
-            return choice
-        decided = torch.tensor(int(choice), device=self.args.device)
-        torch.distributed.broadcast(decided, 0)
-        return bool(decided)
+        return bool(broadcast(torch.tensor(int(choice), device=self.args.device)))
 
     # What stays
 
@@ -254,7 +250,7 @@ class StageTrainer(transformers.Trainer):
             name: full_tensor(p).cpu() for name, p in self.student.memory_parameters().items()
         }
         with atomic_folder(target, lead=first, wait=wait) as part:
-            save_process(part, self.args.process_index, self._beginnings().tensors())
+            save_process(part, self.args.process_index, self.beginnings.tensors())
             save_training(part, self, first)
             if first:
                 done = self.place.before + self.state.global_step
@@ -285,11 +281,7 @@ class StageTrainer(transformers.Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             passed = load_process(Path(checkpoint), self.args.process_index)
-            self._beginnings().load(passed)
-
-    def _beginnings(self) -> Any:
-        assert isinstance(self.model, Distillation)
-        return self.model.beginnings
+            self.beginnings.load(passed)
 
 
 class _Saving(TrainerCallback):
@@ -311,46 +303,3 @@ class _Saving(TrainerCallback):
             due = self.trainer.decided_by_first(due)
         control.should_save = due or state.global_step >= state.max_steps
         return control
-
-
-def checkpoint_layers(model: AllMemForCausalLM) -> None:
-    """Gradient checkpointing, by whichever name this version of transformers knows it."""
-    name = "activation_checkpointing_enable"
-    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def _arguments(
-    config: DistillConfig, place: Place, folder: Path | None, device: torch.device
-) -> TrainingArguments:
-    steps = place.span.steps
-    stage_rate, _ = config.rates(place.span.stage)
-    return TrainingArguments(
-        output_dir=str(folder or "unused"),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch,
-        gradient_accumulation_steps=config.accumulate,
-        learning_rate=stage_rate,
-        max_grad_norm=config.clip,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={
-            "num_decay_steps": round(config.decay * steps),
-            "decay_type": "linear",
-        },
-        warmup_steps=round(config.warmup * steps),
-        seed=config.seed,
-        save_strategy="no",
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(config.report_to) or "none",
-        project="allmem",
-        run_name=None if folder is None else f"{folder.parent.name}/{folder.name}",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        ignore_data_skip=True,
-        use_cpu=device.type == "cpu",
-        deepspeed=config.deepspeed,
-        # A chunk that never closes leaves the inner rates without a gradient.
-        ddp_find_unused_parameters=True,
-    )

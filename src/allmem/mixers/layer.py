@@ -40,6 +40,10 @@ class LayerMixer(Mixer):
         if memory is not None:
             self.alpha = nn.Parameter(torch.zeros(attention.shape.hidden_size))
 
+    def slow_parameters(self) -> dict[str, nn.Parameter]:
+        """What distillation trains of a layer, by name: all but the attention's own."""
+        return {n: p for n, p in self.named_parameters() if not n.startswith("attention.")}
+
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
         """The weaker promise of the two."""

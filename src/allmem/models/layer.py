@@ -184,9 +184,7 @@ def _place(mixed: MixedAttention, device: torch.device, dtype: torch.dtype) -> N
         for module in mixed.memory.modules():
             # Else the base model's `_init_weights` would draw our linear maps anew.
             module._is_hf_initialized = True
-    for name, parameter in mixed.named_parameters():
-        if name.startswith("attention."):
-            continue
+    for name, parameter in mixed.slow_parameters().items():
         precise = any(f".{part}." in f".{name}." for part in keep)
         target = torch.promote_types(dtype, torch.float32) if precise else dtype
         parameter.data = parameter.data.to(device, target)

@@ -102,8 +102,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         return {
             f"layers.{mixed.layer}.{name}": parameter
             for mixed in self.mixers()
-            for name, parameter in mixed.named_parameters()
-            if not name.startswith("attention.")
+            for name, parameter in mixed.slow_parameters().items()
         }
 
     def freeze_base(self) -> None:
