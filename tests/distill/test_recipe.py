@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from allmem.data.fact_lists import FactLists
 from allmem.distill.recipe import (
     DataSource,
     Recipe,
@@ -108,6 +109,8 @@ def test_the_presets_are_recipes() -> None:
 def test_sources_check_themselves() -> None:
     with pytest.raises(AllMemError, match="found none"):
         DataSource()
+    with pytest.raises(AllMemError, match="held_out = 'b.txt' is for folder, texts"):
+        DataSource(facts=FactLists(counts=(4,)), held_out="b.txt")
     with pytest.raises(AllMemError, match="mix is for a folder"):
         DataSource(texts=("a",), mix={"long": 1})
     with pytest.raises(AllMemError, match="length = 0"):

@@ -81,8 +81,8 @@ class DataSource:
     length: int = 1024
     """Tokens of a row made of texts or responses."""
     held_out: str | None = None
-    """To be judged by: a text file, or a folder, or a file of responses; default: what is kept back
-    of the data."""
+    """To be judged by, of the same kind as the data: a text file, a folder, or a file of responses;
+    default: what is kept back of the data."""
     evaluated: int = 8
     """Held-out rows: eight of a thousand tokens tell a tenth of the window's KL."""
 
@@ -102,6 +102,11 @@ class DataSource:
             )
         if self.mix and not self.folder:
             raise AllMemError("mix is for a folder with length classes")
+        if self.held_out and not (self.folder or self.texts or self.responses):
+            raise AllMemError(
+                f"held_out = {self.held_out!r} is for folder, texts and responses; facts and "
+                "on_policy hold back some of their own"
+            )
         check_positive(length=self.length, evaluated=self.evaluated)
 
 
