@@ -109,7 +109,7 @@ def test_the_presets_are_recipes() -> None:
 def test_sources_check_themselves() -> None:
     with pytest.raises(AllMemError, match="found none"):
         DataSource()
-    with pytest.raises(AllMemError, match="held_out = 'b.txt' is for folder, texts"):
+    with pytest.raises(AllMemError, match="is for folder, texts"):
         DataSource(facts=FactLists(counts=(4,)), held_out="b.txt")
     with pytest.raises(AllMemError, match="mix is for a folder"):
         DataSource(texts=("a",), mix={"long": 1})
