@@ -189,6 +189,8 @@ def command_line(*args: str) -> list[str]:
 
 
 def test_a_true_process_stops_at_ctrl_c_and_says_little(converted: str) -> None:
+    # A shell lets what it starts in the background ignore SIGINT, and children inherit that.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command_line("chat", converted, "-n", "2"),
         stdin=subprocess.PIPE,
@@ -196,6 +198,7 @@ def test_a_true_process_stops_at_ctrl_c_and_says_little(converted: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, usual)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("Hello\n")
