@@ -27,7 +27,16 @@ from allmem.errors import AllMemError
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["Progress", "Sampling", "pieces_of_text", "read", "stop_ids", "until", "write"]
+__all__ = [
+    "Progress",
+    "Sampling",
+    "pieces_of_text",
+    "read",
+    "recommended_sampling",
+    "stop_ids",
+    "until",
+    "write",
+]
 
 BLOCK = 512
 """Tokens between two reports. SmolLM2-135M reads a block in seconds on one CPU core."""
@@ -101,6 +110,29 @@ class Sampling:
         return choose
 
 
+def recommended_sampling(
+    model: Any,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Sampling:
+    """What a user chose, else what the model's makers recommend (as the paper does with Qwen3,
+    section 4), else samples of its own distribution (as GKD, arXiv:2306.13649)."""
+    theirs = model.generation_config
+
+    def choose(name: str, own: Any, neutral: Any) -> Any:
+        recommended = getattr(theirs, name, None)
+        return next(value for value in (own, recommended, neutral) if value is not None)
+
+    return Sampling(
+        temperature=choose("temperature", temperature, 1.0),
+        top_p=choose("top_p", top_p, 1.0),
+        top_k=choose("top_k", top_k, 0),
+        seed=seed,
+    )
+
+
 @torch.no_grad()
 def read(
     model: AllMemForCausalLM,
@@ -163,7 +195,7 @@ def write(
         logits = read(model, [token], cache)
 
 
-def stop_ids(model: AllMemForCausalLM, tokenizer: Any) -> set[int]:
+def stop_ids(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a text, by the model's generation config and by the tokenizer."""
     found = {tokenizer.eos_token_id}
     configured = model.generation_config.eos_token_id

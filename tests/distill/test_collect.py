@@ -17,17 +17,19 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from allmem.batching import GumbelNoise
 from allmem.data.chat import ChatEncoder
 from allmem.data.conversation import Conversation, Message
 from allmem.data.stream import IGNORED
 from allmem.distill.collect import Collected, collect
 from allmem.distill.prompts import Prompts, read_prompts
-from allmem.distill.responder import Responder, _GumbelNoise, recommended_sampling
-from allmem.distill.responses import Response, response_rows, vocabulary
+from allmem.distill.responder import Responder
+from allmem.distill.responses import Response, response_rows
 from allmem.errors import AllMemError
 from allmem.models import modeling
+from allmem.models.fingerprint import vocabulary
 from allmem.opening import OpenedModel
-from allmem.reading import Sampling, read, write
+from allmem.reading import Sampling, read, recommended_sampling, write
 from tests.data.tokenizers import NAMES, small_tokenizer
 from tests.distill.chats import QUESTIONS, make_student, write_prompts
 
@@ -102,7 +104,7 @@ def test_noise_makes_the_largest_logit_a_sample() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, -1.0])
     rows = 4000
     generators = [torch.Generator().manual_seed(i) for i in range(rows)]
-    noise = _GumbelNoise(generators)
+    noise = GumbelNoise(generators)
     found = noise(torch.empty(rows, 0), logits.expand(rows, -1)).argmax(-1)
     shares = torch.bincount(found, minlength=5) / rows
     # Four standard deviations.

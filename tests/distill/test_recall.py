@@ -12,9 +12,9 @@ from transformers import LlamaForCausalLM
 import allmem
 from allmem.data.recall import IGNORED, RecallTask
 from allmem.distill import DistillConfig, distill
-from allmem.distill.evaluate import without_memory, without_writing
 from allmem.distill.rows import Row
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.models.variants import without_memory, without_writing
 
 TEACHER = Path(__file__).parents[1] / "fixtures" / "recall_teacher"
 TASK = RecallTask()

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from allmem.distill import RandomSizes, Step, compare, distill
-from allmem.distill.evaluate import without_memory
 from allmem.distill.precision import training_weights
 from allmem.distill.rows import plain_row
 from allmem.distill.run_files import RUN, prepare_folder
@@ -19,6 +18,7 @@ from allmem.distill.trainer import ADAPTER
 from allmem.errors import AllMemError
 from allmem.files import read_tensors
 from allmem.models.adapter import load_adapter
+from allmem.models.variants import without_memory
 from tests.distill.tiny import T, W, make_config, make_held_out, make_model, make_rows, make_text
 
 

@@ -124,7 +124,7 @@ def command(
         from allmem.data.readers import list_files
         from allmem.distill.collect import collect
         from allmem.distill.prompts import read_prompts
-        from allmem.distill.responder import recommended_sampling
+        from allmem.reading import recommended_sampling
 
         for file in prompts:
             # Before minutes of loading rather than after.

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from allmem.distill.evaluate import head_of, without_memory
+from allmem.distill.evaluate import head_of
 from allmem.distill.targets import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.models.variants import without_memory
 
 __all__ = ["WindowLoss", "rank_documents", "window_loss"]
 

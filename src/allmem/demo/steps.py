@@ -16,9 +16,9 @@ from allmem.demo.books import Question, is_right
 from allmem.demo.original import OriginalReader
 from allmem.demo.settings import DemoSettings
 from allmem.distill import Comparison, Outcome, Step, TextRows, compare, distill
-from allmem.distill.evaluate import without_memory
 from allmem.distill.rows import held_out_rows
 from allmem.models.conversion import convert
+from allmem.models.variants import without_memory
 from allmem.opening import OpenedModel
 from allmem.prompts import DocumentPrompt, plain_ids
 from allmem.reading import Progress, Sampling, read

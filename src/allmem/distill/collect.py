@@ -2,26 +2,25 @@
 
 For offline on-policy distillation (paper, section 3.3.3). A collection that is killed at any point
 goes on from its last whole batch, and its file is the same, byte for byte, as if it had never been
-killed. The form of the file is the business of ``allmem.distill.responses``.
+killed. The form of the file is the business of ``allmem.distill.responses`` and
+``allmem.journal``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from allmem.distill.prompts import Prompts
 from allmem.distill.responder import MAX_NEW_TOKENS, Responder
-from allmem.distill.responses import FORMAT, KIND, Response, ResponseFile, vocabulary
+from allmem.distill.responses import RESPONSES, Response, response_file
 from allmem.errors import AllMemError
-from allmem.files import atomic_path
+from allmem.journal import begin, check_header, continued
+from allmem.models.fingerprint import vocabulary
 from allmem.opening import OpenedModel
 from allmem.reading import Sampling
 from allmem.schema import check_positive
@@ -83,9 +82,7 @@ def collect(
     responder = Responder(opened, prompts.end, sampling, max_new_tokens)
     path = Path(path)
     header = _header(responder, prompts) | {"source": source, "adapter": adapter}
-    if not path.exists():
-        with atomic_path(path) as part:
-            part.write_bytes(_line(header))
+    begin(path, header)
     order = _order(prompts)
     found, end = _found(path, header, order, batch)
     if len(found) < len(order) and opened.memory_is_silent:
@@ -95,13 +92,13 @@ def collect(
             stacklevel=2,
         )
     tally = _Tally(len(order), found)
-    with _appending(path, end) as file:
+    with continued(path, end) as pen:
         for first in range(len(found), len(order), batch):
             numbers = order[first : first + batch]
             asked = [prompts.listed[i] for i in numbers]
             responses = responder([prompt.ids for prompt in asked], numbers)
-            for number, prompt, response in zip(numbers, asked, responses, strict=True):
-                values = {
+            pen.write(
+                {
                     "number": number,
                     "prompt": prompt.said,
                     "prompt_ids": prompt.ids,
@@ -109,10 +106,10 @@ def collect(
                     "response_ids": response.ids,
                     "finished": response.finished,
                 }
-                file.write(_line(values))
+                for number, prompt, response in zip(numbers, asked, responses, strict=True)
+            )
+            for response in responses:
                 tally.add(response)
-            file.flush()
-            os.fsync(file.fileno())
             if on_batch is not None:
                 on_batch(tally.report())
     return tally.report()
@@ -170,8 +167,7 @@ def _header(responder: Responder, prompts: Prompts) -> dict[str, Any]:
     config = opened.model.config
     window = opened.window or config.window_config
     return {
-        "kind": KIND,
-        "format": FORMAT,
+        **RESPONSES.header,
         "model": opened.model.fingerprint(),
         "dtype": str(opened.model.dtype).removeprefix("torch."),
         "reading": {
@@ -197,10 +193,6 @@ def _header(responder: Responder, prompts: Prompts) -> dict[str, Any]:
     }
 
 
-def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
-
-
 def _found(
     path: Path, header: dict[str, Any], order: Sequence[int], batch: int
 ) -> tuple[list[Response], int]:
@@ -209,14 +201,13 @@ def _found(
     Raises:
         AllMemError: if it belongs to another collection, or is damaged.
     """
-    file = ResponseFile(path)
-    theirs, ours = (_flat(values) for values in (file.header, header))
-    for key in dict.fromkeys([*ours, *theirs]):
-        if key not in TOLD and theirs.get(key) != ours.get(key):
-            raise AllMemError(
-                f"{path} was begun with {key} = {theirs.get(key)!r}, now it is {ours.get(key)!r}; "
-                "go on with the same model, prompts and options, or name another file"
-            )
+    file = response_file(path)
+    check_header(
+        file,
+        header,
+        TOLD,
+        "go on with the same model, prompts and options, or name another file",
+    )
     found: list[Response] = []
     whole, end = 0, file.header_end
     for values, line_end in file.lines():
@@ -229,31 +220,3 @@ def _found(
         if len(found) % batch == 0 or len(found) == len(order):
             whole, end = len(found), line_end
     return found[:whole], end
-
-
-def _flat(header: dict[str, Any]) -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in header.items():
-        inner = value.items() if isinstance(value, dict) else ()
-        flat |= {f"{key}.{name}": below for name, below in inner} or {key: value}
-    return flat
-
-
-@contextlib.contextmanager
-def _appending(path: Path, end: int) -> Iterator[IO[bytes]]:
-    """A file to be continued from a byte on.
-
-    Raises:
-        AllMemError: if the disk refuses.
-    """
-    try:
-        with path.open("r+b") as file:
-            file.truncate(end)
-            file.seek(end)
-            yield file
-    except OSError as error:
-        raise AllMemError(
-            f"cannot write {path}: {error.strerror}; what is in it is unharmed. Free some space, "
-            "and the same command goes on"
-        ) from error

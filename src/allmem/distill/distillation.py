@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from allmem.data.stream import IGNORED
 from allmem.distill.beginnings import Beginnings
 from allmem.distill.config import DistillConfig
-from allmem.distill.evaluate import head_of, without_memory
+from allmem.distill.evaluate import head_of
 from allmem.distill.losses import disagreement_weights, distillation_loss
 from allmem.distill.matching import match_layers
 from allmem.distill.precision import computing
@@ -24,6 +24,7 @@ from allmem.distill.sizes import Sizes
 from allmem.distill.teacher import OwnWeights, Target, Teacher
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.models.variants import without_memory
 
 __all__ = ["Distillation"]
 

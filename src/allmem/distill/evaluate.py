@@ -11,8 +11,7 @@ Letters: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +23,8 @@ from allmem.data.stream import IGNORED
 from allmem.distill.rows import Row, counted
 from allmem.distill.targets import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError
-from allmem.mixers.allmem import AllMemMixer
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.models.variants import without_memory, without_writing
 
 __all__ = [
     "Comparison",
@@ -33,8 +32,6 @@ __all__ = [
     "check_reaches_beyond",
     "compare",
     "head_of",
-    "without_memory",
-    "without_writing",
 ]
 
 HEAD_TOLERANCE = 1e-2
@@ -76,39 +73,6 @@ class Comparison:
     def closed(self) -> float:
         """The share of the window's KL that the memory took away; negative if it added to it."""
         return 1 - self.memory.kl / max(self.window.kl, 1e-12)
-
-
-@contextmanager
-def without_memory(model: AllMemForCausalLM) -> Iterator[None]:
-    """The window model: what alpha = 0 computes, without computing the memories."""
-    memories = [mixed.memory for mixed in model.mixers()]
-    for mixed in model.mixers():
-        mixed.memory = None
-    try:
-        yield
-    finally:
-        for mixed, memory in zip(model.mixers(), memories, strict=True):
-            mixed.memory = memory
-
-
-@contextmanager
-def without_writing(model: AllMemForCausalLM) -> Iterator[None]:
-    """Inner rates of zero: the memories are read and never written."""
-    rates = [
-        mixed.memory.unit.eta for mixed in model.mixers() if isinstance(mixed.memory, AllMemMixer)
-    ]
-    saved = [(rate.weight.detach().clone(), rate.bias.detach().clone()) for rate in rates]
-    with torch.no_grad():
-        for rate in rates:
-            rate.weight.zero_()
-            rate.bias.fill_(-torch.inf)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for rate, (weight, bias) in zip(rates, saved, strict=True):
-                rate.weight.copy_(weight)
-                rate.bias.copy_(bias)
 
 
 def head_of(model: PreTrainedModel) -> Head:

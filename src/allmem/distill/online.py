@@ -19,11 +19,12 @@ from torch.utils.data import get_worker_info
 
 from allmem.distill.precision import computing
 from allmem.distill.prompts import Prompts, read_prompts
-from allmem.distill.responder import MAX_NEW_TOKENS, Responder, recommended_sampling
+from allmem.distill.responder import MAX_NEW_TOKENS, Responder
 from allmem.distill.responses import response_row
 from allmem.distill.rows import Row, Rows
 from allmem.errors import AllMemError
 from allmem.opening import OpenedModel
+from allmem.reading import recommended_sampling
 from allmem.schema import check_positive
 
 __all__ = ["OnlineRows", "online_rows"]

@@ -3,61 +3,27 @@
 What a response is depends on the weights, the prompt and its number alone: every prompt draws from
 a random state of its own, so it does not matter which others it shares a batch with (but for
 rounding), and nobody else's random numbers are touched.
-
-Letters: B prompts of a batch, T tokens of the longest, V words.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig
 
+from allmem.batching import left_padded, random_states, sampling_steps
 from allmem.distill.responses import Response
 from allmem.errors import AllMemError
 from allmem.opening import OpenedModel
 from allmem.reading import Sampling, stop_ids
 from allmem.schema import check_positive
 
-__all__ = ["MAX_NEW_TOKENS", "Responder", "recommended_sampling"]
+__all__ = ["MAX_NEW_TOKENS", "Responder"]
 
 MAX_NEW_TOKENS = 1024
 """Of a response, unless another limit is given."""
-
-
-def recommended_sampling(
-    model: Any,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int = 0,
-) -> Sampling:
-    """What a user chose, else what the model's makers recommend (as the paper does with Qwen3,
-    section 4), else samples of the student's own distribution (as GKD, arXiv:2306.13649)."""
-    theirs = model.generation_config
-
-    def choose(name: str, own: Any, neutral: Any) -> Any:
-        recommended = getattr(theirs, name, None)
-        return next(value for value in (own, recommended, neutral) if value is not None)
-
-    return Sampling(
-        temperature=choose("temperature", temperature, 1.0),
-        top_p=choose("top_p", top_p, 1.0),
-        top_k=choose("top_k", top_k, 0),
-        seed=seed,
-    )
 
 
 @dataclass(frozen=True)
@@ -97,12 +63,8 @@ class Responder:
             numbers: of the prompts: which random numbers each draws.
         """
         model: Any = self.opened.model
-        longest = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+        ids, mask = left_padded(prompts)
+        states = random_states(self.sampling, numbers, model.device)
         stop = self.stop
         training, recommended = model.training, model.generation_config
         model.eval()
@@ -118,44 +80,12 @@ class Responder:
                 ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 past_key_values=self.opened.new_cache(),
-                logits_processor=self._processors(numbers, model.device),
+                logits_processor=sampling_steps(self.sampling, states),
             )
         finally:
             model.generation_config = recommended
             model.train(training)
-        return [_until(row, stop) for row in out[:, longest:].tolist()]
-
-    def _processors(self, numbers: Sequence[int], device: torch.device) -> LogitsProcessorList:
-        """What makes the likeliest token a sample."""
-        how = self.sampling
-        if how.temperature == 0:
-            return LogitsProcessorList()
-        steps = LogitsProcessorList([TemperatureLogitsWarper(how.temperature)])
-        if how.top_k:
-            steps.append(TopKLogitsWarper(how.top_k))
-        if how.top_p < 1:
-            steps.append(TopPLogitsWarper(how.top_p))
-        generators = []
-        for number in numbers:
-            drawn = random.Random(f"{how.seed} response {number}").getrandbits(63)
-            generators.append(torch.Generator(device).manual_seed(drawn))
-        steps.append(_GumbelNoise(generators))
-        return steps
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Adds Gumbel noise to the logits of every row, after which the largest one is a sample of
-    their softmax (the Gumbel-max trick)."""
-
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self.generators = generators
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores: [B, V]"""
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
+        return [_until(row, stop) for row in out[:, ids.shape[1] :].tolist()]
 
 
 def _until(ids: list[int], stop: Sequence[int]) -> Response:

@@ -10,10 +10,8 @@ A line that was cut off at the end of the file does not count; any other damage 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,24 @@ from allmem.data.packing import pack
 from allmem.data.stream import IGNORED
 from allmem.distill.rows import Row
 from allmem.errors import AllMemError
+from allmem.journal import Journal, Kind
+from allmem.models.fingerprint import vocabulary
 
 __all__ = [
-    "FORMAT",
-    "KIND",
+    "RESPONSES",
     "Response",
-    "ResponseFile",
+    "response_file",
     "response_row",
     "response_rows",
-    "vocabulary",
 ]
 
-KIND = "responses"
-FORMAT = 1
+RESPONSES = Kind(
+    "responses",
+    1,
+    make="make one with `allmem collect`",
+    again="collect the responses again",
+    repair="collect the rest again",
+)
 
 
 @dataclass(frozen=True)
@@ -54,76 +57,21 @@ class Response:
         return self.ids[: len(self.ids) - self.finished]
 
 
-def vocabulary(tokenizer: Any) -> dict[str, Any]:
-    """What a file says about its tokenizer: how many tokens it knows, and a hash of them."""
-    known = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
-    digest = hashlib.sha256(known.encode("utf-8", "surrogatepass")).hexdigest()
-    return {"size": len(tokenizer), "fingerprint": digest[:16]}
-
-
-class ResponseFile:
+def response_file(path: str | Path) -> Journal:
     """A file of responses, to be read.
 
     Raises:
         AllMemError: if it is missing, or another kind of file.
     """
+    return Journal(path, RESPONSES, _check)
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        first, self.header_end = next(self._whole_lines(), (b"", 0))
-        try:
-            self.header: dict[str, Any] = json.loads(first)
-            kind, version = self.header["kind"], self.header["format"]
-        except (ValueError, KeyError, TypeError):
-            kind, version = None, None
-        if kind != KIND:
-            raise AllMemError(
-                f"{self.path} is no file of responses; make one with `allmem collect`"
-            )
-        if version != FORMAT:
-            raise AllMemError(
-                f"{self.path} has format {version}, this version of allmem reads {FORMAT}; "
-                "collect the responses again"
-            )
 
-    def lines(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each response, and at which byte its line ends.
-
-        Raises:
-            AllMemError: if a line is damaged, naming it.
-        """
-        for number, (line, end) in enumerate(self._whole_lines(), 1):
-            if number == 1:
-                continue
-            yield self._parsed(line, number), end
-
-    def _whole_lines(self) -> Iterator[tuple[bytes, int]]:
-        try:
-            with self.path.open("rb") as file:
-                end = 0
-                for line in file:
-                    end += len(line)
-                    if line.endswith(b"\n"):
-                        yield line, end
-        except FileNotFoundError:
-            raise AllMemError(f"there is no file {self.path}") from None
-        except OSError as error:
-            raise AllMemError(f"cannot read {self.path}: {error.strerror}") from error
-
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            values = json.loads(line)
-            for key in ("prompt_ids", "response_ids"):
-                if not all(type(token) is int and token >= 0 for token in values[key]):
-                    raise ValueError(f"{key} are not tokens")
-            if not isinstance(values["finished"], bool):
-                raise ValueError("finished is neither true nor false")
-        except (ValueError, KeyError, TypeError) as error:
-            raise AllMemError(
-                f"{self.path}, line {number} is damaged ({error}); take it and all lines behind it "
-                "out, and collect the rest again"
-            ) from error
-        return values
+def _check(values: dict[str, Any]) -> None:
+    for key in ("prompt_ids", "response_ids"):
+        if not all(type(token) is int and token >= 0 for token in values[key]):
+            raise ValueError(f"{key} are not tokens")
+    if not isinstance(values["finished"], bool):
+        raise ValueError("finished is neither true nor false")
 
 
 def response_row(prompt: Sequence[int], response: Response) -> Row:
@@ -147,7 +95,7 @@ def response_rows(path: str | Path, length: int, tokenizer: Any) -> list[Row]:
     Raises:
         AllMemError: if the file is missing, damaged or of another tokenizer, or nothing is left.
     """
-    file = ResponseFile(path)
+    file = response_file(path)
     own, theirs = vocabulary(tokenizer), file.header["tokenizer"]
     if own != theirs:
         raise AllMemError(

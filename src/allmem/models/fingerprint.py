@@ -1,16 +1,18 @@
-"""Telling models apart by their weights without reading all of them."""
+"""Telling models apart by their weights without reading all of them; tokenizers by their words."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from allmem.sharded import full_tensor
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "vocabulary"]
 
 SAMPLES = 256
 """Values taken from each tensor, evenly spaced."""
@@ -32,3 +34,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def vocabulary(tokenizer: Any) -> dict[str, Any]:
+    """What a file says about a tokenizer: how many tokens it knows, and a hash of them."""
+    known = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    digest = hashlib.sha256(known.encode("utf-8", "surrogatepass")).hexdigest()
+    return {"size": len(tokenizer), "fingerprint": digest[:16]}
