@@ -11,7 +11,8 @@ from itertools import groupby
 
 import torch
 
-from allmem.mixers.attention import FullMixer, WindowMixer
+from allmem.cost.flops import OriginalAttention
+from allmem.mixers.attention import WindowMixer
 from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["LayerGroup", "Overview"]
@@ -88,13 +89,8 @@ class Overview:
     def full_bytes(self, tokens: int) -> int:
         """The key-value cache of the original model: what each of its layers saw, so no more than
         their own window in layers that were local already."""
-        total = 0
-        for mixed in self.model.mixers():
-            attention = mixed.attention
-            full = FullMixer(attention.core, attention.shape, None)
-            seen = tokens if mixed.own_window is None else min(tokens, mixed.own_window)
-            total += full.state_bytes(seen, self.dtype)
-        return total
+        originals = map(OriginalAttention, self.model.mixers())
+        return sum(layer.state_bytes(tokens, self.dtype) for layer in originals)
 
     def break_even(self) -> int | None:
         """The shortest text of which the original's cache is at least as large as the state;

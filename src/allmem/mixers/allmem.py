@@ -56,20 +56,29 @@ class AllMemMixer(Mixer):
         return (copies * fast + unit.heads) * wide + tails * dtype.itemsize
 
     def flops(self, tokens: int) -> int:
-        """Projections and rates, then per fast weight a read (2), the forward of the key
-        (2; 2 more back through ``down``) and the outer product of the gradient (2)."""
-        unit = self.unit
-        projections = sum(_linear_flops(module) for module in unit.projections.children())
-        if unit.projections.kind == "shared":
-            features = unit.projections.spread
-            projections += 2 * len(features.sources) * unit.hidden_size
-        per_head = len(unit.config.matrices) + unit.config.momentum
-        rates = 2 * unit.hidden_size * unit.heads * per_head
-        fast = sum(w.numel() for w in unit.initial.values())
-        loop = 6 * fast
-        if unit.config.network == "swiglu":
-            loop += 2 * unit.initial["down"].numel()
-        return tokens * (projections + rates + loop)
+        return sum(self.flops_by_part(tokens).values())
+
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        """Projections and rates; then, with F fast weights of which F_down in ``down``: the read
+        (2 F), the forward of the key (2 F), and the gradient (2 F for the outer products, and
+        2 F_down back through ``down``). What happens once a chunk is elementwise."""
+        unit, projections = self.unit, self.unit.projections
+        mapped = sum(_linear_flops(module) for module in projections.children())
+        if projections.kind == "shared":
+            # The attention's own output projection, a second time.
+            mapped += 2 * len(projections.spread.sources) * unit.hidden_size
+        rates = 2 * unit.eta.weight.numel()
+        if unit.config.momentum:
+            rates += 2 * unit.beta.weight.numel()
+        fast = 2 * sum(w.numel() for w in unit.initial.values())
+        back = 2 * unit.initial["down"].numel() if unit.config.network == "swiglu" else 0
+        return {
+            "memory projections": tokens * mapped,
+            "memory rates": tokens * rates,
+            "memory read": tokens * fast,
+            "memory key forward": tokens * fast,
+            "memory gradient": tokens * (fast + back),
+        }
 
 
 def _linear_flops(module: nn.Module) -> int:

@@ -31,7 +31,14 @@ from allmem.memory.projections import Features
 from allmem.mixers.base import Capabilities, Mixer
 from allmem.state import State
 
-__all__ = ["ATTENTION_NAME", "AttentionMixer", "AttentionShape", "FullMixer", "WindowMixer"]
+__all__ = [
+    "ATTENTION_NAME",
+    "AttentionMixer",
+    "AttentionShape",
+    "FullMixer",
+    "WindowMixer",
+    "causal_pairs",
+]
 
 ATTENTION_NAME = "allmem"
 """The name under which transformers' attention modules find ``_attend``."""
@@ -45,6 +52,13 @@ class AttentionShape:
     query_heads: int
     kv_heads: int
     head_dim: int
+
+
+def causal_pairs(tokens: int, most: int | None = None) -> int:
+    """(query, key) pairs of a document of ``tokens`` tokens in which each sees itself and what came
+    before it, in all at most ``most`` keys: the sum of min(t, most) for t from 1 to ``tokens``."""
+    growing = tokens if most is None else min(tokens, most)
+    return growing * (growing + 1) // 2 + (tokens - growing) * (most or 0)
 
 
 @dataclass
@@ -129,13 +143,22 @@ class AttentionMixer(Mixer):
         output: Any = self.core.o_proj
         return Features(q, k, v, output.weight)
 
-    def _projection_flops(self) -> int:
-        """Per token: two for every weight of a matrix (norm scales have one dimension)."""
-        return 2 * sum(p.numel() for p in self.core.parameters() if p.dim() == 2)
+    def pairs(self, tokens: int) -> int:
+        """(query, key) pairs that ``tokens`` tokens from the start of a document make."""
+        raise NotImplementedError
 
-    def _attention_flops(self, keys_seen: int) -> int:
-        """Scores and weighted sum, for a number of (query, key) pairs."""
-        return 4 * self.shape.query_heads * self.shape.head_dim * keys_seen
+    def flops(self, tokens: int) -> int:
+        return sum(self.flops_by_part(tokens).values())
+
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        """Two for every weight of a projection (norm scales have one dimension); for every pair
+        the score and the weighted sum, two for every feature of each query head."""
+        weights = sum(p.numel() for p in self.core.parameters() if p.dim() == 2)
+        features = self.shape.query_heads * self.shape.head_dim
+        return {
+            "attention projections": 2 * weights * tokens,
+            "attention scores": 4 * features * self.pairs(tokens),
+        }
 
     def _kv_bytes(self, keys: int, dtype: torch.dtype) -> int:
         return 2 * self.shape.kv_heads * self.shape.head_dim * keys * dtype.itemsize
@@ -193,11 +216,8 @@ class WindowMixer(AttentionMixer):
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         return self._kv_bytes(self.window.window + self.window.sinks, dtype)
 
-    def flops(self, tokens: int) -> int:
-        seen = self.window.window + self.window.sinks
-        growing = min(tokens, seen)
-        pairs = growing * (growing + 1) // 2 + (tokens - growing) * seen
-        return tokens * self._projection_flops() + self._attention_flops(pairs)
+    def pairs(self, tokens: int) -> int:
+        return causal_pairs(tokens, self.window.window + self.window.sinks)
 
 
 class FullMixer(AttentionMixer):
@@ -224,9 +244,8 @@ class FullMixer(AttentionMixer):
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         return self._kv_bytes(tokens, dtype)
 
-    def flops(self, tokens: int) -> int:
-        pairs = tokens * (tokens + 1) // 2
-        return tokens * self._projection_flops() + self._attention_flops(pairs)
+    def pairs(self, tokens: int) -> int:
+        return causal_pairs(tokens)
 
 
 def _attend(

@@ -81,4 +81,9 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, tokens: int) -> int:
         """Floating-point operations of one forward over the first ``tokens`` tokens of a sequence:
-        matrix products and attention scores, a multiply-add counting two."""
+        matrix products and attention scores, a multiply-add counting two. Only what the result
+        depends on: a key that a query does not see is not counted."""
+
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        """``flops`` by what they are for; for a mixer that says no more, all of them one part."""
+        return {"memory": self.flops(tokens)}

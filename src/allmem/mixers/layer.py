@@ -82,5 +82,8 @@ class LayerMixer(Mixer):
         return self.attention.state_bytes(tokens, dtype) + memory
 
     def flops(self, tokens: int) -> int:
-        memory = self.memory.flops(tokens) if self.memory is not None else 0
-        return self.attention.flops(tokens) + memory
+        return sum(self.flops_by_part(tokens).values())
+
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        memory = self.memory.flops_by_part(tokens) if self.memory is not None else {}
+        return {**self.attention.flops_by_part(tokens), **memory}
