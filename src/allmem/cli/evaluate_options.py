@@ -1,0 +1,324 @@
+"""The options of ``allmem evaluate``, by what they are about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from allmem.cli.options import SAMPLING, OpeningOptions
+from allmem.errors import AllMemError
+
+if TYPE_CHECKING:
+    from allmem.choices import Conversion
+    from allmem.evaluation.local import LocalModel
+    from allmem.evaluation.model import EvaluatedModel
+    from allmem.evaluation.remote import RemoteModel
+    from allmem.evaluation.task import Setting
+    from allmem.reading import Sampling
+
+__all__ = ["ComparisonOptions", "ExampleOptions", "Protocol", "ServerOptions", "TestSampling"]
+
+MODELS = "Models"
+SERVER = "Server"
+EXAMPLES = "Examples"
+
+
+class Protocol(StrEnum):
+    """By whose rules tasks are asked."""
+
+    official = "official"
+    paper = "paper"
+
+
+@dataclass
+class TestSampling:
+    """How the next token is chosen; ``None`` for what the protocol says."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            "-t",
+            help="0 takes the likeliest token.",
+            show_default="0; with --protocol paper the model's recommendation",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p",
+            help="Sample among the likeliest of this total.",
+            show_default="1; with --protocol paper the model's recommendation",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            help="Sample among so many; 0 for all.",
+            show_default="0; with --protocol paper the model's recommendation",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", help="Of tasks that are made up, and of samples.", rich_help_panel=SAMPLING
+        ),
+    ] = 0
+
+    def sampling(self, protocol: Protocol, model: EvaluatedModel) -> Sampling:
+        """For all models of a run: as the first one's makers recommend, under the paper's
+        protocol.
+
+        Raises:
+            AllMemError: if they cannot be asked, or on a value outside its range.
+        """
+        from allmem.evaluation.local import LocalModel
+        from allmem.reading import Sampling, recommended_sampling
+
+        if protocol is Protocol.paper and isinstance(model, LocalModel):
+            return recommended_sampling(
+                model.opened.model, self.temperature, self.top_p, self.top_k, self.seed
+            )
+        if protocol is Protocol.paper and self.temperature is None:
+            raise AllMemError(
+                "--protocol paper samples as the model's makers recommend, which a server does not "
+                "tell; give --temperature, --top-p and --top-k"
+            )
+        chosen = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return Sampling(**given, seed=self.seed)  # type: ignore[arg-type]
+
+
+@dataclass
+class ComparisonOptions:
+    """Which models are evaluated side by side."""
+
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="Evaluate this model too and show the difference; 'base' is the one that MODEL "
+            "was converted from.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    readers: Annotated[
+        str,
+        typer.Option(
+            "--readers",
+            metavar="LIST",
+            help="Of a converted model: memory, window (the memory left out) and unwritten (the "
+            "memory never written).",
+            rich_help_panel=MODELS,
+        ),
+    ] = "memory"
+    sizes: Annotated[
+        list[str],
+        typer.Option(
+            "--sizes",
+            metavar="W/S/C",
+            help="Read with this window, sinks and chunk; repeatable, for a grid.",
+            show_default="the model's own",
+            rich_help_panel=MODELS,
+        ),
+    ] = field(default_factory=list)
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            metavar="NAME",
+            help="Of MODEL in tables.",
+            show_default="its name",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+
+    def models(
+        self, source: str | None, conversion: Conversion, opening: OpeningOptions
+    ) -> tuple[list[LocalModel], str | None]:
+        """The models, loaded, and the label of the teacher among them.
+
+        Raises:
+            AllMemError: if one cannot be loaded, or readers or sizes do not fit.
+        """
+        from allmem.evaluation.opening import (
+            local_models,
+            name_of,
+            open_source,
+            parse_sizes,
+            teacher_of,
+        )
+
+        if source is None:
+            raise AllMemError("there is no model; name one, or a server with --url")
+        sizes = [parse_sizes(text) for text in self.sizes]
+        arguments = opening.arguments()
+        opened = open_source(source, conversion, **arguments)
+        readers = [name.strip() for name in self.readers.split(",")]
+        models = local_models(opened, self.label or name_of(source), readers, sizes)
+        if self.teacher is None:
+            return models, None
+        loading = {name: arguments[name] for name in ("dtype", "device")}
+        teacher = teacher_of(opened, self.teacher, [m.label for m in models], **loading)
+        return [*models, teacher], teacher.label
+
+
+@dataclass
+class ServerOptions:
+    """A model that is asked over the network."""
+
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="Ask an OpenAI-compatible server (vllm serve, ...); MODEL is its name there. The "
+            "key comes from the environment variable OPENAI_API_KEY.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="NAME",
+            help="Of the server's model, to cut long prompts and to measure lengths.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
+
+    def model(self, name: str | None, label: str | None, batch: int, thinking: bool) -> RemoteModel:
+        """The model behind the server.
+
+        Raises:
+            AllMemError: if it cannot be reached.
+        """
+        from allmem.evaluation.remote import RemoteModel
+        from allmem.models.sources import load_tokenizer
+        from allmem.opening import resolve
+
+        assert self.url is not None
+        tokenizer = None if self.tokenizer is None else load_tokenizer(resolve(self.tokenizer))
+        return RemoteModel(
+            self.url,
+            name,
+            label,
+            tokenizer=tokenizer,
+            concurrency=batch,
+            thinking=thinking,
+        )
+
+
+@dataclass
+class ExampleOptions:
+    """Which examples, and how they are asked."""
+
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            metavar="N",
+            help="First N examples of every task, or of every cell of its table.",
+            show_default="all",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = None
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            "--lengths",
+            metavar="LIST",
+            help="In tokens, for tasks that are made at a length: '4k,8k'.",
+            show_default="the task's own",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = None
+    truncate: Annotated[
+        int | None,
+        typer.Option(
+            "--truncate",
+            min=2,
+            metavar="N",
+            help="Cut longer prompts in the middle.",
+            show_default="the benchmark's rule",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            min=1,
+            metavar="N",
+            help="Longest answer.",
+            show_default="the benchmark's rule",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = None
+    beyond: Annotated[
+        int | None,
+        typer.Option(
+            "--beyond",
+            min=0,
+            metavar="N",
+            help="Tokens that the facts of probes are older than; give the same in runs that you "
+            "compare.",
+            show_default="the largest window and sinks",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = None
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="The smallest form of a task that says something.",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = False
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-rows",
+            help="Go on without lines of data that cannot be read, and count them.",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = False
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code",
+            help="Run programs that the model wrote, in a subprocess with limits.",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = False
+
+    def setting(self, **chosen: Any) -> Setting:
+        """With what the command chose besides.
+
+        Raises:
+            AllMemError: on lengths that are none.
+        """
+        from allmem.cost.lengths import parse_lengths
+        from allmem.evaluation.task import Setting
+
+        return Setting(
+            lengths=tuple(parse_lengths(self.lengths)) if self.lengths else (),
+            limit=self.limit,
+            truncate=self.truncate,
+            max_new_tokens=self.max_new_tokens,
+            skip_bad_rows=self.skip_bad_rows,
+            quick=self.quick,
+            beyond=self.beyond,
+            run_code=self.run_code,
+            **chosen,
+        )

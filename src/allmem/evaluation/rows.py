@@ -1,0 +1,227 @@
+"""The folder of a run: what was asked, and every answer.
+
+    RUN/run.json                          models, tasks, groups, setting, versions, commands
+    RUN/<model>/<suite>__<set>.jsonl      a header, then a line per example (``allmem.journal``)
+
+Rows are the truth: scores are made of them, never stored. ``evaluate`` writes such a folder,
+``Run`` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from allmem.errors import AllMemError, unknown_name
+from allmem.evaluation.task import Row, Setting
+from allmem.files import atomic_path
+from allmem.journal import Journal, Kind
+
+__all__ = [
+    "ROWS",
+    "Run",
+    "RowsFile",
+    "bad_rows_path",
+    "rows_path",
+    "setting_header",
+    "write_run",
+]
+
+ROWS = Kind(
+    "rows",
+    1,
+    make="make one with `allmem evaluate`",
+    again="evaluate again, into another folder",
+    repair="evaluate the rest again",
+)
+RUN_KIND, RUN_FORMAT = "run", 1
+RUN_FILE = "run.json"
+TOLD = ("data", "skip_bad_rows", "beyond")
+"""Choices of a setting that do not change what an example's answer is; they may change which
+examples there are, which a header tells by their fingerprint."""
+
+
+class RowsFile:
+    """All answers of one model to one task.
+
+    Raises:
+        AllMemError: if the file is missing or no file of rows.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.journal = Journal(path, ROWS, _check)
+        self.header = self.journal.header
+        """``task``, ``model``, ``setting``, ``examples`` (how many a complete file has),
+        ``fingerprint`` (of them), ``metric``, ``scale``, ``higher_is_better``."""
+
+    def rows(self) -> list[Row]:
+        """The rows, in the order of the task.
+
+        Raises:
+            AllMemError: if a line is damaged, naming it.
+        """
+        return [row for row, _ in self.journal.lines()]
+
+
+class Run:
+    """A run's folder, finished or not.
+
+    Args:
+        folder: that ``evaluate`` wrote.
+
+    Raises:
+        AllMemError: if it is none.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / RUN_FILE
+        try:
+            self.about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            kind, version = self.about["kind"], self.about["format"]
+        except FileNotFoundError:
+            raise AllMemError(
+                f"{self.folder} is no run: there is no {RUN_FILE} in it; make one with "
+                "`allmem evaluate`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AllMemError(f"{path} is damaged ({error}); evaluate again") from error
+        if (kind, version) != (RUN_KIND, RUN_FORMAT):
+            raise AllMemError(
+                f"{path} is a {kind!r} of format {version}, this version of allmem reads "
+                f"{RUN_KIND!r} of format {RUN_FORMAT}"
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """The models, in the order in which they were named; differences are taken from the
+        ``baseline``."""
+        return [model["label"] for model in self.about["models"]]
+
+    @property
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """Which tasks do not apply to which model, and why."""
+        return self.about.get("left_out", {})
+
+    @property
+    def baseline(self) -> str:
+        """The model that the others are compared with: the teacher, else the first."""
+        return self.about.get("baseline") or self.labels[0]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.about["tasks"])
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Names of groups whose tasks are all in the run."""
+        return dict(self.about["groups"])
+
+    def identity(self, label: str) -> dict[str, Any]:
+        """What a model is.
+
+        Raises:
+            AllMemError: if it is not in the run.
+        """
+        for model in self.about["models"]:
+            if model["label"] == label:
+                return model["identity"]
+        raise AllMemError(unknown_name("model", label, self.labels))
+
+    def path(self, label: str, task: str) -> Path:
+        """Where the rows of a model and a task are."""
+        return rows_path(self.folder, label, task)
+
+    def has(self, label: str, task: str) -> bool:
+        """Whether any were written."""
+        return self.path(label, task).exists()
+
+    def rows(self, label: str, task: str) -> RowsFile:
+        """The rows of a model and a task.
+
+        Raises:
+            AllMemError: if there are none yet.
+        """
+        if not self.has(label, task):
+            raise AllMemError(
+                f"{self.folder} holds no answers of {label} to {task} yet; the same "
+                "`allmem evaluate` goes on"
+            )
+        return RowsFile(self.path(label, task))
+
+    def bad_rows(self, label: str, task: str) -> list[str]:
+        """The lines of the data that were left out, each with its reason."""
+        path = bad_rows_path(self.folder, label, task)
+        return json.loads(path.read_text(encoding="utf-8"))["bad_rows"] if path.exists() else []
+
+
+def rows_path(folder: Path, label: str, task: str) -> Path:
+    """Where the rows of a model and a task go."""
+    return folder / folder_name(label) / f"{task.replace('/', '__')}.jsonl"
+
+
+def bad_rows_path(folder: Path, label: str, task: str) -> Path:
+    """Where it is told which lines of the data were left out."""
+    return rows_path(folder, label, task).with_suffix(".bad_rows.json")
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of a folder on every system."""
+    return re.sub(r"[^\w.+=-]+", "_", label).strip(".") or "_"
+
+
+def setting_header(setting: Setting) -> dict[str, Any]:
+    """What decides answers, for the header of a rows file."""
+    values = dataclasses.asdict(setting)
+    return {key: value for key, value in values.items() if key not in TOLD}
+
+
+def write_run(
+    folder: Path,
+    models: Sequence[dict[str, Any]],
+    tasks: Sequence[str],
+    groups: dict[str, Sequence[str]],
+    baseline: str | None,
+    left_out: dict[str, dict[str, str]],
+    *,
+    date: str,
+    command: str,
+    **about: Any,
+) -> None:
+    """Write ``run.json``. What an earlier command put into the folder stays, and the same command
+    changes nothing.
+
+    Args:
+        models: of each ``label`` and ``identity``.
+        left_out: see ``Run``.
+        date: kept of the first command.
+        command: kept of every command that differs.
+        about: setting, batch, versions: as they are now.
+    """
+    before = Run(folder).about if (folder / RUN_FILE).exists() else {}
+    known = {model["label"]: model for model in [*before.get("models", []), *models]}
+    values = {
+        "kind": RUN_KIND,
+        "format": RUN_FORMAT,
+        "models": list(known.values()),
+        "tasks": list(dict.fromkeys([*before.get("tasks", []), *tasks])),
+        "groups": {**before.get("groups", {}), **{k: list(v) for k, v in groups.items()}},
+        "baseline": baseline or before.get("baseline"),
+        "left_out": {**before.get("left_out", {}), **left_out},
+        "date": before.get("date", date),
+        "commands": list(dict.fromkeys([*before.get("commands", []), command])),
+        **about,
+    }
+    with atomic_path(folder / RUN_FILE) as part:
+        text = json.dumps(values, ensure_ascii=False, indent=2, default=str)
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def _check(row: Row) -> None:
+    for key in ("id", "reference", "cell"):
+        row[key]

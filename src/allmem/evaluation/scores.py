@@ -1,0 +1,228 @@
+"""From a run's rows to its figures: by task, by cell, by group, and against a baseline.
+
+Everything is made from stored rows alone. How a mean gets its interval is the business of
+``allmem.evaluation.bootstrap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from allmem.evaluation.bootstrap import (
+    Score,
+    Scored,
+    group_average,
+    mean_difference,
+    mean_score,
+    paired_difference,
+)
+from allmem.evaluation.catalog import find_task
+from allmem.evaluation.rows import Run
+from allmem.evaluation.task import Row, Task
+
+__all__ = [
+    "Cell",
+    "Lengths",
+    "RunScores",
+    "Score",
+    "Scored",
+    "TaskScores",
+    "cells_of",
+    "group_average",
+    "group_difference",
+    "mean_score",
+    "paired_difference",
+    "run_scores",
+    "score_rows",
+    "task_scores",
+]
+
+Cell = tuple[tuple[str, str | int | float], ...]
+"""A place in a task's table: names and values, in the order of the task."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of what was read and answered, in tokens as measured."""
+
+    prompt_mean: float | None
+    """``None`` where nothing was told."""
+    prompt_longest: int | None
+    new_mean: float | None
+    cut: int
+    """Rows of which something was cut out."""
+    unfinished: int
+    """Rows whose answer met the limit."""
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What a model achieved in a task."""
+
+    label: str
+    """Of the model."""
+    task: str
+    metric: str
+    """The one that is reported first."""
+    scale: float
+    higher_is_better: bool
+    scored: Sequence[Scored]
+    lengths: Lengths
+    bad_rows: Sequence[str] = ()
+    """Lines of the data that were left out, with their reasons."""
+    header: Mapping[str, Any] = field(default_factory=dict)
+    """Of the rows file."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics, the first one first."""
+        found = dict.fromkeys([self.metric])
+        for one in self.scored:
+            for part in one.parts:
+                found |= dict.fromkeys(part.scores)
+        return list(found)
+
+    @property
+    def overall(self) -> Score:
+        """The mean of the first metric."""
+        return self.score()
+
+    def score(self, metric: str | None = None, where: Mapping[str, Any] | None = None) -> Score:
+        """The mean of a metric, over all parts or those whose cells have these values."""
+        return mean_score(self.scored, metric or self.metric, self.scale, where)
+
+    def cells(self, *names: str, metric: str | None = None) -> dict[Cell, Score]:
+        """Means by cell; with names, by these names only (length, say, over all depths)."""
+        found = cells_of(self.scored, names)
+        return {cell: self.score(metric, dict(cell)) for cell in found}
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """All figures of a run."""
+
+    run: Run
+    labels: list[str]
+    """Models, as in the run."""
+    baseline: str
+    """The model from which differences are taken."""
+    tasks: dict[tuple[str, str], TaskScores]
+    """By model and task; without those that have no rows yet."""
+    groups: dict[tuple[str, str], Score]
+    """Averages by model and group, where every task of the group has rows."""
+    differences: dict[tuple[str, str], Score]
+    """By model and task: how much it has over the baseline on the rows that both answered."""
+    group_differences: dict[tuple[str, str], Score]
+    """By model and group: the mean of its tasks' differences."""
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks that have rows, in the order of the run."""
+        return list(dict.fromkeys(task for _, task in self.tasks))
+
+
+def score_rows(task: Task, rows: Iterable[Row]) -> list[Scored]:
+    """What rows are worth, by the task's own rules."""
+    return [Scored(row["id"], question_of(row), task.parts(row)) for row in rows]
+
+
+def question_of(row: Row) -> str:
+    """The question that a row answers: one answer of several has its ``sample``."""
+    return row["id"].rpartition("#")[0] if "sample" in row else row["id"]
+
+
+def cells_of(scored: Iterable[Scored], names: Sequence[str] = ()) -> list[Cell]:
+    """All cells, sorted; parts without any of the names do not count, nor do those without a
+    cell."""
+    found: dict[Cell, None] = {}
+    for one in scored:
+        for part in one.parts:
+            kept = {k: v for k, v in part.cell.items() if not names or k in names}
+            if kept:
+                order = names or tuple(kept)
+                found[tuple((k, kept[k]) for k in order if k in kept)] = None
+    return sorted(found, key=lambda cell: [(k, _rank(v)) for k, v in cell])
+
+
+def group_difference(pairs: Sequence[tuple[TaskScores, TaskScores]]) -> Score:
+    """The mean of several tasks' paired differences.
+
+    Args:
+        pairs: of each task, one model's scores and the baseline's.
+    """
+    return mean_difference([(o.scored, base.scored, o.metric, o.scale) for o, base in pairs])
+
+
+def run_scores(folder: str | Path, tasks: Mapping[str, Task] | None = None) -> RunScores:
+    """All figures of a run's folder.
+
+    Args:
+        tasks: those of the run by name; those of the catalog if not given.
+
+    Raises:
+        AllMemError: if it is no run, a file in it is damaged, or a task is unknown here.
+    """
+    run = Run(folder)
+    found: dict[tuple[str, str], TaskScores] = {}
+    for name in run.tasks:
+        with_rows = [label for label in run.labels if run.has(label, name)]
+        task = (tasks or {}).get(name) or (find_task(name) if with_rows else None)
+        for label in with_rows:
+            assert task is not None
+            found[label, name] = task_scores(run, label, task)
+    groups, differences, group_differences = {}, {}, {}
+    for (label, name), ours in found.items():
+        base = found.get((run.baseline, name))
+        if label != run.baseline and base is not None:
+            differences[label, name] = paired_difference(
+                ours.scored, base.scored, ours.metric, ours.scale
+            )
+    for label in run.labels:
+        for group, names in run.groups.items():
+            members = [found.get((label, name)) for name in names]
+            own = [one for one in members if one is not None]
+            if len(own) < len(names):
+                continue
+            groups[label, group] = group_average([(m.scored, m.metric, m.scale) for m in own])
+            if all((label, name) in differences for name in names):
+                group_differences[label, group] = group_difference(
+                    [(m, found[run.baseline, m.task]) for m in own]
+                )
+    return RunScores(run, run.labels, run.baseline, found, groups, differences, group_differences)
+
+
+def task_scores(run: Run, label: str, task: Task) -> TaskScores:
+    """What one model achieved in one task."""
+    file = run.rows(label, task.name)
+    rows = file.rows()
+    return TaskScores(
+        label,
+        task.name,
+        task.metric,
+        task.scale,
+        task.higher_is_better,
+        score_rows(task, rows),
+        _lengths(rows),
+        run.bad_rows(label, task.name),
+        file.header,
+    )
+
+
+def _lengths(rows: Sequence[Row]) -> Lengths:
+    prompts = [row["prompt_tokens"] for row in rows if row.get("prompt_tokens") is not None]
+    new = [row["new_tokens"] for row in rows if row.get("new_tokens") is not None]
+    return Lengths(
+        sum(prompts) / len(prompts) if prompts else None,
+        max(prompts, default=None),
+        sum(new) / len(new) if new else None,
+        sum(bool(row.get("cut")) for row in rows),
+        sum(row.get("finished") is False for row in rows),
+    )
+
+
+def _rank(value: str | int | float) -> tuple[int, float, str]:
+    """Numbers in their order, then texts."""
+    return (1, 0.0, value) if isinstance(value, str) else (0, value, "")

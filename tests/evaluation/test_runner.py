@@ -1,0 +1,318 @@
+"""A run: rows as they come, gone on with wherever it was cut off, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from allmem.errors import AllMemError
+from allmem.evaluation.model import EvaluatedModel
+from allmem.evaluation.rows import Run
+from allmem.evaluation.runner import RunProgress, evaluate
+from allmem.evaluation.scores import RunScores, run_scores
+from allmem.evaluation.task import Example, Setting
+from allmem.reading import Sampling
+from tests.evaluation.answering import converted, plain
+from tests.evaluation.interrupted import BATCH, run
+from tests.evaluation.tasks import Letters
+
+ROOT = Path(__file__).parents[2]
+TASKS = {name: Letters(name) for name in ("letters/one", "letters/two")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))
+    }
+
+
+def figures(scores: RunScores) -> list[Any]:
+    overall = {key: (one.overall, one.cells()) for key, one in scores.tasks.items()}
+    return [overall, scores.groups, scores.differences, scores.group_differences]
+
+
+def test_rows_hold_what_scores_need(whole: Path) -> None:
+    found = Run(whole)
+    assert found.labels == ["converted", "plain"]
+    assert found.baseline == "plain"
+    rows = found.rows("converted", "letters/one").rows()
+    assert sorted(row["id"] for row in rows) == sorted(f"example-{i}" for i in range(13))
+    for row in rows:
+        assert row["cell"] == {"length": 40, "depth": row["reference"]["answer"] % 3}
+        assert isinstance(row["prediction"], str)
+        assert row["prompt_tokens"] > 40
+    header = found.rows("converted", "letters/one").header
+    assert header["model"] == found.identity("converted")
+    assert header["examples"] == 13
+
+
+def test_figures_are_those_of_the_rows(whole: Path) -> None:
+    scores = run_scores(whole, TASKS)
+    one, two = (scores.tasks["converted", name] for name in TASKS)
+    rows = Run(whole).rows("converted", "letters/one").rows()
+    right = [row["prediction"][:1] in "AEIOU" for row in rows]
+    assert one.overall.mean == pytest.approx(100 * sum(right) / 13)
+    assert scores.groups["converted", "letters"].mean == pytest.approx(
+        (one.overall.mean + two.overall.mean) / 2
+    )
+    base = scores.tasks["plain", "letters/one"]
+    difference = scores.differences["converted", "letters/one"]
+    assert difference.mean == pytest.approx(one.overall.mean - base.overall.mean)
+    assert ("plain", "letters/one") not in scores.differences
+    by_depth = one.cells("depth")
+    assert [dict(cell)["depth"] for cell in by_depth] == [0, 1, 2]
+    assert sum(score.n for score in by_depth.values()) == 13
+    assert one.metrics == ["vowels", "said"]
+    assert one.lengths.prompt_longest == max(row["prompt_tokens"] for row in rows)
+
+
+def test_a_finished_run_answers_nothing_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*rest: Any) -> Any:
+        raise AssertionError("answered again")
+
+    before, about = files(whole), (whole / "run.json").read_bytes()
+    monkeypatch.setattr(Letters, "answer", refuse)
+    reports: list[RunProgress] = []
+    run(whole, on_progress=reports.append)
+    assert files(whole) == before
+    assert (whole / "run.json").read_bytes() == about
+    assert [(now.done, now.total) for now in reports] == [(13, 13), (7, 7)] * 2
+
+
+def test_progress_adds_up(tmp_path: Path) -> None:
+    reports: list[RunProgress] = []
+    run(tmp_path, on_progress=reports.append)
+    first = [now.done for now in reports if now.part == 1]
+    assert first == [0, 3, 6, 9, 12, 13]
+    assert {now.parts for now in reports} == {4}
+    assert [now.label for now in reports if now.part == 3] == ["plain"] * 6
+    assert reports[-1].seconds_left == 0
+    assert all(now.rows_per_second > 0 for now in reports if now.done)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_run_goes_on_to_the_same_files_and_figures(
+    seed: int, whole: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.evaluation.interrupted", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        target = tmp_path / ("converted" if seed else "plain") / "letters__one.jsonl"
+        deadline = time.monotonic() + 120
+        while not target.exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(random.Random(seed).uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = files(tmp_path)
+    assert before != files(whole), "it was not killed in time"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run(tmp_path)
+    torch.set_num_threads(threads)
+    assert files(tmp_path) == files(whole)
+    assert figures(run_scores(tmp_path, TASKS)) == figures(run_scores(whole, TASKS))
+
+
+def test_a_file_that_was_cut_anywhere_goes_on_to_the_same_bytes(
+    whole: Path, tmp_path: Path
+) -> None:
+    run(tmp_path)
+    path = tmp_path / "plain" / "letters__one.jsonl"
+    text = path.read_bytes()
+    lines = [i + 1 for i, byte in enumerate(text) if byte == ord("\n")]
+    for cut in (lines[0], lines[0] + 1, lines[2], lines[3], lines[4] + 9, len(text) - 1):
+        path.write_bytes(text[:cut])
+        reports: list[RunProgress] = []
+        run(tmp_path, on_progress=reports.append)
+        assert path.read_bytes() == text, cut
+        # The same examples share a batch, or they would be rounded otherwise.
+        done = [now.done for now in reports if (now.label, now.task) == ("plain", "letters/one")]
+        assert done[0] % BATCH == 0
+        assert files(tmp_path) == files(whole)
+
+
+def test_more_models_and_tasks_may_join_a_run(whole: Path, tmp_path: Path) -> None:
+    tasks = [Letters("letters/one"), Letters("letters/two", 7)]
+    evaluate([plain()], tasks[:1], Setting(), tmp_path, batch=BATCH)
+    evaluate([converted(), plain()], tasks[1:], Setting(), tmp_path, batch=BATCH)
+    found = Run(tmp_path)
+    assert found.labels == ["plain", "converted"]
+    assert found.tasks == list(TASKS)
+    scores = run_scores(tmp_path, TASKS)
+    assert ("converted", "letters/one") not in scores.tasks
+    assert files(tmp_path).items() <= files(whole).items()
+
+
+OTHERS: dict[str, Callable[[Path], Any]] = {
+    "setting.max_new_tokens = None, now it is 4": lambda path: evaluate(
+        [plain()], [Letters("letters/one")], Setting(max_new_tokens=4), path
+    ),
+    "setting.sampling = .*temperature.: 0.0.*now it is .*temperature.: 0.5": lambda path: evaluate(
+        [plain()], [Letters("letters/one")], Setting(sampling=Sampling(0.5, seed=0)), path
+    ),
+    "model.weights = ": lambda path: evaluate(
+        [plain(seed=1)], [Letters("letters/one")], Setting(), path
+    ),
+    "examples = 13, now it is 12": lambda path: evaluate(
+        [plain()], [Letters("letters/one", 12)], Setting(), path
+    ),
+}
+
+
+@pytest.mark.parametrize("named", OTHERS)
+def test_another_run_is_refused(named: str, whole: Path) -> None:
+    before = files(whole)
+    with pytest.raises(AllMemError, match=f"was begun with {named}"):
+        OTHERS[named](whole)
+    assert files(whole) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line[:20] + "\n",
+        lambda line: line.replace('"cell"', '"cells"'),
+        lambda line: "[]\n",
+    ],
+    ids=["torn", "no-cell", "no-object"],
+)
+def test_a_damaged_line_is_named(change: Callable[[str], str], tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / "plain" / "letters__one.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], change(lines[4]), *lines[5:]]))
+    for use in (lambda: run(tmp_path), lambda: run_scores(tmp_path, TASKS)):
+        with pytest.raises(AllMemError, match=r"plain/letters__one.jsonl, line 5 is damaged"):
+            use()
+    path.write_text("".join([*lines[:4], lines[5], lines[4], *lines[6:]]))
+    with pytest.raises(AllMemError, match="line 5 is not the row that belongs there"):
+        run(tmp_path)
+
+
+def test_a_full_disk_costs_one_batch(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(now: RunProgress) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        if now.done:
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(AllMemError, match=r"No space left on device.*the same command goes on"):
+        run(tmp_path, on_progress=fill)
+    monkeypatch.undo()
+    run(tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_bad_rows_are_an_error_or_told(tmp_path: Path) -> None:
+    tasks = [Letters("letters/one", bad=2)]
+    with pytest.raises(AllMemError, match=r"line 1: no text; correct it, or .*--skip-bad-rows"):
+        evaluate([plain()], tasks, Setting(), tmp_path)
+    reports: list[RunProgress] = []
+    setting = Setting(skip_bad_rows=True)
+    evaluate([plain()], tasks, setting, tmp_path, on_progress=reports.append)
+    assert reports[-1].bad_rows == 2
+    scores = run_scores(tmp_path, TASKS).tasks["plain", "letters/one"]
+    assert len(scores.bad_rows) == 2
+    assert scores.bad_rows[1] == "letters/one.jsonl, line 2: no text"
+    assert scores.overall.n == 13
+
+
+class Answerer(EvaluatedModel):
+    """A model that only answers."""
+
+    label = "server"
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def complete(self, *rest: Any) -> Any:
+        raise AssertionError("asked")
+
+
+def test_what_cannot_be_asked_is_known_before(tmp_path: Path) -> None:
+    task = Letters()
+    task.needs = ("session",)
+    with pytest.raises(AllMemError, match=r"letters/plain asks for more .*session.* server"):
+        evaluate([Answerer()], [Letters("letters/one"), task], Setting(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class ForSome(Letters):
+    """For models that have a window."""
+
+    def refuses(self, model: EvaluatedModel) -> str | None:
+        return None if model.sees else "it sees everything"
+
+
+def test_a_task_is_left_out_for_models_that_it_does_not_apply_to(tmp_path: Path) -> None:
+    task = ForSome("letters/some", number=2)
+    with pytest.warns(UserWarning, match="letters/some is left out for plain: it sees everything"):
+        evaluate([converted(), plain()], [Letters(number=2), task], Setting(), tmp_path)
+    scores = run_scores(tmp_path, {task.name: task for task in (Letters(), task)})
+    assert ("converted", "letters/some") in scores.tasks
+    assert ("plain", "letters/some") not in scores.tasks
+    assert Run(tmp_path).left_out == {"plain": {"letters/some": "it sees everything"}}
+    with pytest.raises(AllMemError, match="letters/some cannot be run: it sees everything"):
+        evaluate([plain()], [task], Setting(), tmp_path / "none")
+
+
+class NoData(Letters):
+    """Its file is missing."""
+
+    def examples(self, setting: Setting, model: EvaluatedModel) -> Iterable[Example]:
+        raise AllMemError("there is no letters.jsonl")
+
+
+def test_data_that_is_missing_is_known_before(tmp_path: Path) -> None:
+    with pytest.raises(AllMemError, match=r"there is no letters\.jsonl"):
+        evaluate([plain()], [Letters(), NoData("letters/none")], Setting(), tmp_path / "run")
+    with pytest.raises(AllMemError, match="letters/empty has no examples"):
+        evaluate([plain()], [Letters("letters/empty", number=0)], Setting(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_refusals(whole: Path, tmp_path: Path) -> None:
+    letters = Letters("letters/one")
+    with pytest.raises(AllMemError, match="two models are called 'plain'"):
+        evaluate([plain(), plain()], [letters], Setting(), tmp_path)
+    with pytest.raises(AllMemError, match="two tasks are called"):
+        evaluate([plain()], [letters, letters], Setting(), tmp_path)
+    with pytest.raises(AllMemError, match="nothing to evaluate"):
+        evaluate([plain()], [], Setting(), tmp_path)
+    with pytest.raises(AllMemError, match="baseline = 'x'"):
+        evaluate([plain()], [letters], Setting(), tmp_path, baseline="x")
+    with pytest.raises(AllMemError, match="batch = 0"):
+        evaluate([plain()], [letters], Setting(), tmp_path, batch=0)
+    with pytest.raises(AllMemError, match=r"is no run: there is no run\.json"):
+        Run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"kind": "notes", "format": 1}))
+    with pytest.raises(AllMemError, match="'notes'"):
+        Run(tmp_path)
+    with pytest.raises(AllMemError, match="did you mean 'plain'"):
+        Run(whole).identity("plane")

@@ -1,0 +1,236 @@
+"""The list of short tasks, and LiveCodeBench, which lm-eval does not have."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pickle
+import zlib
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allmem.errors import AllMemError
+from allmem.evaluation.catalog import find_tasks
+from allmem.evaluation.harness.code_task import SAMPLES, SAMPLING
+from allmem.evaluation.harness.livecodebench import (
+    Problem,
+    Trial,
+    extract_code,
+    judge,
+    pass_at_k,
+    read_problem,
+)
+from allmem.evaluation.harness.sandbox import Limits
+from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
+from allmem.evaluation.suites.short import GROUPS, TASKS
+from allmem.evaluation.task import Setting
+from allmem.reading import Sampling
+from tests.data.tokenizers import small_tokenizer
+from tests.evaluation.short_rows import LCB_ROWS, write_rows
+
+RIGHT = {
+    "abc1_a": "Think.\n```python\nx = float(input())\nprint(2 * x)\n```\nDone.",
+    "3000": "```python\nclass Solution:\n    def add(self, a: List[int], b):\n"
+    "        return a + b\n```",
+}
+
+
+class Programmer(EvaluatedModel):
+    """Gives right programs to the first so many requests for each problem."""
+
+    label = "programmer"
+
+    def __init__(self, right: int, tokenizer: Any = None) -> None:
+        self.right, self.tokenizer = right, tokenizer
+        self.asked: list[Prompt] = []
+        self.how: list[Sampling] = []
+        self.numbers: list[int] = []
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def complete(
+        self, prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
+    ) -> list[Completion]:
+        self.asked += prompts
+        self.how.append(sampling)
+        self.numbers += numbers
+        good = len(self.how) <= self.right
+        said = [
+            (RIGHT["abc1_a"] if "number" in prompt.text else RIGHT["3000"]) if good else "None."
+            for prompt in prompts
+        ]
+        return [Completion(text, 5, 7, True) for text in said]
+
+
+def answered(data: Path, model: EvaluatedModel, **chosen: Any) -> list[dict[str, Any]]:
+    setting = Setting(data=data, **chosen)
+    task = TASKS["short/livecodebench_v5"]()
+    examples = list(task.examples(setting, model))
+    rows = task.answer(model, examples, setting)
+    return [
+        json.loads(json.dumps({"id": e.id, "cell": e.cell, "reference": e.reference, **row}))
+        for e, row in zip(examples, rows, strict=True)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path, {"livecodebench_v5.jsonl": LCB_ROWS})
+
+
+def test_groups_name_the_papers_table() -> None:
+    assert len(GROUPS["short-paper"]) == 10
+    assert set(GROUPS["short-paper"]) - set(GROUPS["short"]) == {"short/livecodebench_v5"}
+    tasks, groups = find_tasks(["short-paper"])
+    assert [task.name for task in tasks] == list(GROUPS["short-paper"])
+    assert set(groups) == {"short", "short-paper"}
+    assert all(make().name == name for name, make in TASKS.items())
+
+
+def test_prompts_are_the_benchmarks() -> None:
+    """By their hash: what the official code made of these two rows."""
+    program, function = map(read_problem, LCB_ROWS)
+    assert program.prompt.startswith("### Question:\nPrint twice the number.\n\n### Format: Read ")
+    assert program.prompt.endswith("```python\n# YOUR CODE HERE\n```\n\n### Answer: (use the "
+                                   "provided format with backticks)\n\n")  # fmt: skip
+    digests = [hashlib.sha256(p.prompt.encode()).hexdigest()[:16] for p in (program, function)]
+    assert digests == ["be7c258d2874e350", "dbc6cd67978c3a63"]
+
+
+def test_braces_in_a_problem_stay(data: Path) -> None:
+    row = LCB_ROWS[1] | {"question_content": "Print {question} and {starter_code}."}
+    assert "### Question:\nPrint {question} and {starter_code}.\n" in read_problem(row).prompt
+
+
+def test_programs_are_run_and_scored_where_it_is_asked_for(data: Path) -> None:
+    model = Programmer(right=3)
+    rows = answered(data, model, run_code=True)
+    assert [row["outcomes"] for row in rows] == [
+        [["pass", "pass"]] * 3 + [["error"]] * 7,
+        [["pass"]] * 3 + [["error"]] * 7,
+    ]
+    (part,) = TASKS["short/livecodebench_v5"]().parts(rows[0])
+    assert part.cell == {"difficulty": "easy"}
+    assert part.scores == pytest.approx({"pass@1": 0.3, "pass@5": 1 - 21 / 252})
+    assert model.how == [SAMPLING] * SAMPLES
+    assert len(set(model.numbers)) == 2 * SAMPLES
+    assert [m["role"] for m in model.asked[0].messages or []] == ["system", "user"]
+
+
+def test_nothing_is_run_unasked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a program was run")
+
+    monkeypatch.setattr("allmem.evaluation.harness.code_task.judge", refuse)
+    with pytest.warns(UserWarning, match="--run-code"):
+        rows = answered(data, Programmer(1))
+    assert all("outcomes" not in row and len(row["predictions"]) == SAMPLES for row in rows)
+    assert TASKS["short/livecodebench_v5"]().parts(rows[0]) == []
+
+
+def test_a_sandbox_with_a_hole_is_told_of(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = (["pass"], {"network": False, "files": True, "processes": True})
+    monkeypatch.setattr("allmem.evaluation.harness.code_task.judge", lambda *_: found)
+    with pytest.warns(UserWarning, match="reach: network;"):
+        rows = answered(data, Programmer(10), run_code=True, limit=1)
+    assert rows[0]["isolation"] == found[1]
+
+
+def test_a_model_without_turns_reads_the_system_message_too(data: Path) -> None:
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = None
+    model = Programmer(0, tokenizer)
+    answered(data, model, run_code=True, limit=1)
+    assert model.asked[0].text.startswith("You are an expert Python programmer.")
+    assert model.asked[0].messages is None
+
+
+def test_the_papers_protocol_samples_as_the_user_says(data: Path) -> None:
+    model = Programmer(0)
+    answered(data, model, protocol="paper", sampling=Sampling(0.6, 0.95, 20), run_code=True)
+    assert model.how == [Sampling(0.6, 0.95, 20)] * SAMPLES
+    greedy = Programmer(0)
+    answered(data, greedy, protocol="paper", run_code=True)
+    assert len(greedy.how) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("a\n```python\nx\ny\n```\nb", "x\ny"),
+        ("```\nfirst\n```\n```python\nlast\n```", "last"),
+        ("```python\nnever closed", ""),
+        ("no code", ""),
+        ("``` one line ```\nbetween\n```", "between"),
+    ],
+)
+def test_code_stands_between_the_last_two_fences(answer: str, code: str) -> None:
+    assert extract_code(answer) == code
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "verdict"),
+    [
+        ("1 2 \n 3\n\n", "1 2\n3", "pass"),
+        ("1.0 2", "1 2.00", "pass"),
+        ("50000000000000000", "50000000000000001", "wrong"),
+        ("1\n2", "1 2", "wrong"),
+        ("Yes", "YES", "wrong"),
+        ("1\n\n2", "1\n2", "wrong"),
+    ],
+    ids=["spaces", "numbers", "large", "lines", "case", "empty-line"],
+)
+def test_outputs_are_compared_as_officially(printed: str, expected: str, verdict: str) -> None:
+    problem = Problem("p", "", "", "", "", "", None, (Trial("", expected),))
+    assert judge(f"print({printed!r})", problem)[0] == [verdict]
+
+
+def test_tests_end_with_the_first_failure() -> None:
+    tests = (Trial("1", "1"), Trial("loop", "1"), Trial("1", "1"))
+    problem = Problem("p", "", "", "", "", "", None, tests)
+    code = "x = input()\nwhile x == 'loop': pass\nprint(x)"
+    assert judge(code, problem, Limits(seconds=1))[0] == ["pass", "timeout"]
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer() -> None:
+    for right in range(6):
+        answers = [1] * right + [0] * (5 - right)
+        for k in (1, 2, 5):
+            draws = [any(draw) for draw in combinations(answers, k)]
+            assert pass_at_k(5, right, k) == pytest.approx(sum(draws) / len(draws), abs=1e-12)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("/tmp/allmem-evil"),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(_Evil()))).decode()},
+        {"private_test_cases": "no base64!"},
+        {"question_content": None, "private_test_cases": None},
+    ],
+    ids=["calls", "garbage", "none"],
+)
+def test_rows_that_cannot_be_read_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_rows(tmp_path, {"livecodebench_v5.jsonl": [LCB_ROWS[0], LCB_ROWS[1] | change]})
+    with pytest.raises(AllMemError, match=r"livecodebench_v5\.jsonl, line 2"):
+        answered(tmp_path, Programmer(0), run_code=True)
+    assert not Path("/tmp/allmem-evil").exists()
+
+
+def test_the_hubs_five_files_are_one_release(tmp_path: Path) -> None:
+    folder = tmp_path / "code_generation_lite"
+    folder.mkdir()
+    for number, name in enumerate(("test", "test2", "test3", "test4", "test5", "test6")):
+        write_rows(folder, {f"{name}.jsonl": [LCB_ROWS[0] | {"question_id": str(number)}]})
+    rows = answered(tmp_path, Programmer(0), run_code=True)
+    assert [row["id"] for row in rows] == list("01234")
