@@ -9,6 +9,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from allmem.batching import GumbelNoise
 from allmem.data.chat import ChatEncoder
 from allmem.data.conversation import Conversation, Message
 from allmem.data.stream import IGNORED
+from allmem.distill import DistillConfig
 from allmem.distill.collect import Collected, collect
+from allmem.distill.launch import read_rows
 from allmem.distill.prompts import Prompts, read_prompts
+from allmem.distill.recipe import DataSource
 from allmem.distill.responder import Responder
 from allmem.distill.responses import Response, response_rows
 from allmem.errors import AllMemError
@@ -576,6 +580,22 @@ def test_an_unfinished_file_is_told(student: OpenedModel, whole: Path) -> None:
     whole.write_bytes(text[:-5])
     with pytest.warns(UserWarning, match="6 responses to 7 prompts"):
         response_rows(whole, 64, student.tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore:.*are left out")
+def test_a_run_keeps_some_responses_to_be_judged_by(student: OpenedModel, whole: Path) -> None:
+    everything = response_rows(whole, 64, student.tokenizer)
+    source = DataSource(responses=str(whole), length=64, evaluated=1)
+    rows, held_out = read_rows(source, student, DistillConfig(steps=1))
+    assert len(held_out) == 1
+    learned = list(islice(rows.read(0, 0, 1), len(everything) - 1))
+    texts = [row["input_ids"].tolist() for row in [*learned, *held_out]]
+    assert sorted(texts) == sorted(row["input_ids"].tolist() for row in everything)
+    one = dataclasses.replace(source, length=10_000)
+    with pytest.raises(AllMemError, match="fills one row of 10000 tokens"):
+        read_rows(one, student, DistillConfig(steps=1))
+    own = dataclasses.replace(one, held_out=str(whole))
+    assert len(read_rows(own, student, DistillConfig(steps=1))[1]) == 1
 
 
 def test_another_vocabulary_is_refused(whole: Path) -> None:

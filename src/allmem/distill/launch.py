@@ -122,6 +122,12 @@ def read_rows(
         if source.held_out is not None:
             judged = response_rows(source.held_out, source.length, tokenizer)
             return ListRows(answers, seed, source.responses), judged[: source.evaluated]
+        if len(answers) < 2:
+            raise AllMemError(
+                f"{source.responses} fills one row of {source.length} tokens, so none would be "
+                "left to be judged by; collect more, choose a shorter data.length, or name "
+                "data.held_out"
+            )
         # A small file still leaves something to learn from.
         back = min(source.evaluated, max(len(answers) // 5, 1))
         return ListRows(answers[:-back], seed, source.responses), answers[-back:]
