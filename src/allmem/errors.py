@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AllMemError", "unknown_name"]
+__all__ = ["AllMemError", "first_line", "unknown_name"]
 
 
 class AllMemError(ValueError):
@@ -13,6 +13,11 @@ class AllMemError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without its explanations; its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from typing import IO, Any
 from allmem.errors import AllMemError
 from allmem.files import atomic_path
 
-__all__ = ["Journal", "Kind", "Pen", "begin", "check_header", "continued"]
+__all__ = ["Journal", "Kind", "Pen", "begin", "check_header", "continued", "first_difference"]
 
 Line = dict[str, Any]
 
@@ -135,14 +135,24 @@ def check_header(journal: Journal, header: Line, told: Collection[str], go_on: s
     Raises:
         AllMemError: if they differ, naming the first key that does.
     """
-    # As they will be read back: a tuple is a list then.
-    theirs, ours = _flat(journal.header), _flat(json.loads(_encoded(header)))
-    for key in dict.fromkeys([*ours, *theirs]):
-        if key not in told and theirs.get(key) != ours.get(key):
-            raise AllMemError(
-                f"{journal.path} was begun with {key} = {theirs.get(key)!r}, now it is "
-                f"{ours.get(key)!r}; {go_on}"
-            )
+    found = first_difference(journal.header, header, told)
+    if found is not None:
+        raise AllMemError(f"{journal.path} was begun with {found}; {go_on}")
+
+
+def first_difference(theirs: Line, ours: Line, told: Collection[str] = ()) -> str | None:
+    """``model.weights = 'a', now it is 'b'``; ``None`` if nothing differs.
+
+    Args:
+        theirs: as it was read from a file.
+        told: keys that need not agree; one of an inner dictionary as ``outer.inner``.
+    """
+    # As it will be read back: a tuple is a list then.
+    before, now = _flat(theirs), _flat(json.loads(_encoded(ours)))
+    for key in dict.fromkeys([*now, *before]):
+        if key not in told and before.get(key) != now.get(key):
+            return f"{key} = {before.get(key)!r}, now it is {now.get(key)!r}"
+    return None
 
 
 class Pen:

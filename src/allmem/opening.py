@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from allmem.choices import Conversion
 from allmem.config import WindowConfig
-from allmem.errors import AllMemError, unknown_name
+from allmem.errors import AllMemError, first_line, unknown_name
 from allmem.models.adapter import load_adapter
 from allmem.models.cache import AllMemCache
 from allmem.models.configuration import AllMemConfig
@@ -207,7 +207,7 @@ def _load_config(place: str) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, AllMemError):
             raise
-        raise AllMemError(f"cannot load {place}: {str(error).strip().splitlines()[0]}") from error
+        raise AllMemError(f"cannot load {place}: {first_line(error)}") from error
 
 
 def _explained(source: str, load: Any, *args: Any, **options: Any) -> Any:
@@ -236,8 +236,9 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AllMemError(f"device {name!r} cannot be used: {reason}; try cpu") from error
+        raise AllMemError(
+            f"device {name!r} cannot be used: {first_line(error)}; try cpu"
+        ) from error
     return device
 
 

@@ -15,9 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from allmem.errors import AllMemError
+from allmem.errors import AllMemError, first_line
 
-__all__ = ["ChatPrompts", "DocumentPrompt", "check_question", "plain_ids", "start_ids"]
+__all__ = [
+    "ChatPrompts",
+    "DocumentPrompt",
+    "check_question",
+    "plain_ids",
+    "plain_spans",
+    "start_ids",
+]
 
 _DOCUMENT, _QUESTION, _ANSWER, _SYSTEM = (f"ALLMEM-{i}-PLACE" for i in range(4))
 
@@ -28,6 +35,14 @@ BETWEEN = "\n\n"
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text that somebody wrote: no control tokens are added or parsed."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def plain_spans(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The same tokens, and of each its first character and its end."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def start_ids(tokenizer: Any) -> list[int]:
@@ -48,9 +63,8 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) -> s
         )
     except Exception as error:
         # Templates raise errors of their own (jinja2's) for roles and orders that they refuse.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AllMemError(
-            f"the tokenizer's chat template refused the conversation: {reason}"
+            f"the tokenizer's chat template refused the conversation: {first_line(error)}"
         ) from error
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Sampling",
     "pieces_of_text",
     "read",
+    "recommendations",
     "recommended_sampling",
     "stop_ids",
     "until",
@@ -110,27 +111,49 @@ class Sampling:
         return choose
 
 
+QWEN3 = ("qwen3", "qwen3_moe")
+QWEN3_SAMPLING: dict[bool, dict[str, Any]] = {
+    True: {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+    False: {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
+}
+"""By whether it thinks first: Qwen3's model card, "Best Practices". The generation config beside it
+has the values for thinking alone."""
+
+
+def recommendations(model: Any, thinking: bool = False) -> dict[str, Any]:
+    """How a model's makers recommend to sample, as far as they do: what its generation config
+    holds; for Qwen3, as it came, what its card says.
+
+    Args:
+        thinking: whether the model thinks before it answers.
+    """
+    names = ("temperature", "top_p", "top_k")
+    theirs = {name: getattr(model.generation_config, name, None) for name in names}
+    found = {name: value for name, value in theirs.items() if value is not None}
+    qwen3 = model.config.get_text_config().model_type in QWEN3
+    if qwen3 and found in ({}, QWEN3_SAMPLING[True]):
+        return dict(QWEN3_SAMPLING[thinking])
+    return found
+
+
 def recommended_sampling(
     model: Any,
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
     seed: int = 0,
+    thinking: bool = False,
 ) -> Sampling:
     """What a user chose, else what the model's makers recommend (as the paper does with Qwen3,
-    section 4), else samples of its own distribution (as GKD, arXiv:2306.13649)."""
-    theirs = model.generation_config
+    section 4), else samples of its own distribution (as GKD, arXiv:2306.13649).
 
-    def choose(name: str, own: Any, neutral: Any) -> Any:
-        recommended = getattr(theirs, name, None)
-        return next(value for value in (own, recommended, neutral) if value is not None)
-
-    return Sampling(
-        temperature=choose("temperature", temperature, 1.0),
-        top_p=choose("top_p", top_p, 1.0),
-        top_k=choose("top_k", top_k, 0),
-        seed=seed,
-    )
+    Args:
+        thinking: whether the model thinks before it answers.
+    """
+    chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    return Sampling(**neutral | recommendations(model, thinking) | given, seed=seed)
 
 
 @torch.no_grad()

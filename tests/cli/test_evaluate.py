@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allmem.evaluation import catalog
 from tests.cli.conftest import C, S, W
@@ -84,6 +86,52 @@ def test_a_silent_memory_whose_window_covers_all_is_no_better_or_worse(
     assert rows[0] == rows[1]
 
 
+def test_a_teacher_is_read_in_its_student_s_precision(
+    run: Any, base: str, converted: str, tmp_path: Path
+) -> None:
+    rounded = tmp_path / "rounded"
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(rounded)
+    AutoTokenizer.from_pretrained(base).save_pretrained(rounded)
+    for number, more in enumerate(((), ("--dtype", "bfloat16"))):
+        output = tmp_path / str(number)
+        run(*options(converted, output, "--teacher", str(rounded), *more))
+        models = json.loads((output / "run.json").read_text())["models"]
+        assert [model["identity"]["dtype"] for model in models] == [
+            ("float32", "bfloat16")[number]
+        ] * 2
+
+
+def test_tasks_and_groups_that_are_not_finished_say_so(
+    run: Any, converted: str, tmp_path: Path
+) -> None:
+    run(*options(converted, tmp_path))
+    path = tmp_path / "converted" / "questions__what.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    said = run("evaluate", converted, "--tasks", "questions/who", *options("", tmp_path)[4:])
+    assert "3 of 5" in said.stdout
+    assert "8 of 10" in said.stdout
+
+
+def test_a_server_is_not_given_what_only_models_here_understand(fails: Any, tmp_path: Path) -> None:
+    server = ["evaluate", "name", "--tasks", "questions", "-o", str(tmp_path / "run")]
+    server += ["--url", "http://localhost:9"]
+    for given in (
+        ["--teacher", "base"],
+        ["--sizes", "16/2/8"],
+        ["--readers", "window"],
+        ["--adapter", "/nowhere"],
+        ["--window", "77"],
+        ["--set", "loss=dot"],
+        ["--dtype", "float32"],
+        ["--device", "cpu"],
+    ):
+        assert f"error: {given[0]}: with --url" in fails(*server, *given)
+    assert "--teacher, --window: with" in fails(*server, "--window", "9", "--teacher", "base")
+    assert "--tokenizer is for a server" in fails(
+        "evaluate", "name", "--tasks", "questions", "-o", "run", "--tokenizer", "name"
+    )
+
+
 def test_one_checkpoint_over_readers_and_sizes(run: Any, converted: str, tmp_path: Path) -> None:
     grid = ["--readers", "memory,window,unwritten", "--sizes", f"{W}/{S}/{C}", "--sizes", "12/2/4"]
     run(*options(converted, tmp_path, *grid))
@@ -97,10 +145,24 @@ def test_one_checkpoint_over_readers_and_sizes(run: Any, converted: str, tmp_pat
 def test_the_paper_samples_as_the_models_makers_recommend(
     run: Any, converted: str, tmp_path: Path
 ) -> None:
-    run(*options(converted, tmp_path, "--protocol", "paper", "--top-k", "7", "--seed", "3"))
+    paper = ("--protocol", "paper", "--top-k", "7", "--seed", "3")
+    said = run(*options(converted, tmp_path, *paper))
+    assert "converted recommend no way to sample" in " ".join(said.stderr.split())
     setting = json.loads((tmp_path / "run.json").read_text())["setting"]
     assert setting["protocol"] == "paper"
     assert setting["sampling"] == {"temperature": 1.0, "top_p": 1.0, "top_k": 7, "seed": 3}
+    chosen = run(*options(converted, tmp_path / "chosen", *paper, "-t", "0.5"))
+    assert "recommend" not in chosen.stderr
+
+
+def test_a_model_that_thinks_is_sampled_otherwise(
+    run: Any, converted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("allmem.reading.QWEN3", ("llama",))
+    for name, more, top_p in (("plain", (), 0.8), ("thinking", ("--thinking",), 0.95)):
+        run(*options(converted, tmp_path / name, "--protocol", "paper", *more))
+        setting = json.loads((tmp_path / name / "run.json").read_text())["setting"]
+        assert setting["sampling"]["top_p"] == top_p
 
 
 def test_tasks_are_listed(run: Any) -> None:

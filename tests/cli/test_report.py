@@ -23,7 +23,8 @@ def write(folder: Path, limit: int = 2) -> Path:
     models = [{"label": label, "identity": {"weights": label}} for label in ANSWERS]
     setting = setting_header(Setting(limit=limit))
     folder.mkdir()
-    write_run(folder, models, [TASK], {}, None, date="2026-01-01", command="allmem evaluate …")
+    told = {"date": "2026-01-01", "command": "allmem evaluate …", "versions": {"torch": "2"}}
+    write_run(folder, models, [TASK], {}, None, {}, **told)
     for model in models:
         path = rows_path(folder, model["label"], TASK)
         path.parent.mkdir()

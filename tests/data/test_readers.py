@@ -205,6 +205,16 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, ending: str) -> None:
         list(read_rows(SourceConfig(path=str(path))))
 
 
+def test_a_packed_file_with_wrong_bytes_inside_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    make(path, chats(200))
+    packed = bytearray(path.read_bytes())
+    packed[40:80] = bytes(40)
+    path.write_bytes(packed)
+    with pytest.raises(AllMemError, match=r"a\.jsonl\.gz is damaged"):
+        list(read_rows(SourceConfig(path=str(path))))
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [("none.jsonl", "no file"), ("a.xlsx", "cannot be read"), ("empty", "holds no")],

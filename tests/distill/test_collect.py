@@ -11,12 +11,14 @@ import random
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from transformers import CONFIG_MAPPING, GenerationConfig
 
 from allmem.batching import GumbelNoise
 from allmem.data.chat import ChatEncoder
@@ -160,6 +162,20 @@ def test_sampling_is_the_user_s_else_the_model_s_else_plain(
         monkeypatch.setattr(student.model.generation_config, name, value)
     assert recommended_sampling(student.model, seed=3) == Sampling(0.6, 0.95, 20, 3)
     assert recommended_sampling(student.model, 0.0, 0.5, 0) == Sampling(0.0, 0.5, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_qwen3_is_sampled_as_its_card_says(kind: str) -> None:
+    """By whether it thinks; its generation config has the values for thinking alone."""
+    thinking, plain = Sampling(0.6, 0.95, 20, 0), Sampling(0.7, 0.8, 20, 0)
+    model = SimpleNamespace(config=CONFIG_MAPPING[kind]())
+    for shipped in ({}, {"temperature": 0.6, "top_p": 0.95, "top_k": 20}):
+        model.generation_config = GenerationConfig(**shipped)
+        assert recommended_sampling(model, thinking=True) == thinking
+        assert recommended_sampling(model) == plain
+        assert recommended_sampling(model, top_k=5).top_k == 5
+    model.generation_config = GenerationConfig(temperature=0.3)
+    assert recommended_sampling(model) == Sampling(0.3, 1.0, 0, 0), "its maker chose otherwise"
 
 
 def test_a_sampling_without_seed_is_refused(student: OpenedModel) -> None:

@@ -15,7 +15,7 @@ from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.task import Example, Setting, Task
 
 VECTORS = Path(__file__).parents[1] / "fixtures" / "metrics"
-MODEL = cast(EvaluatedModel, SimpleNamespace(tokenizer=None, reach=8192))
+MODEL = cast(EvaluatedModel, SimpleNamespace(tokenizer=None, reach=8192, bounded=False))
 
 
 def row(number: int = 0, **values: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,13 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from allmem.errors import AllMemError
 from allmem.evaluation.feeding import PlainModel
 from allmem.evaluation.harness import forms
-from allmem.evaluation.harness.encoding import after_thinking, encode_pair, encode_prompt
+from allmem.evaluation.harness.encoding import encode_pair, encode_prompt, shortened_text
 from allmem.evaluation.harness.files import Files, read_files
 from allmem.evaluation.harness.library import draws, load_task
 from allmem.evaluation.local import LocalModel
 from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
 from allmem.evaluation.suites.short import TASKS
 from allmem.evaluation.task import Row, Setting
+from allmem.evaluation.thinking import after_thinking
 from allmem.reading import Sampling
 from tests.data.tokenizers import small_tokenizer
 from tests.evaluation.short_rows import ROWS, write_rows
@@ -280,6 +282,74 @@ def test_prompts_lose_their_beginning_as_in_lm_eval(tmp_path: Path) -> None:
     assert row["cut"] == len(whole) - 5
     with pytest.raises(AllMemError, match="--max-new-tokens"):
         encode_prompt(small_tokenizer(), "text", 0)
+
+
+def _asked_once(
+    name: str, setting: Setting, reach: int | None, *, bounded: bool = False
+) -> tuple[Prompt, Row]:
+    """What a model of such a reach is asked first, and the row of it."""
+    task, model = TASKS[name](), Recorder(small_tokenizer(), "", reach)
+    model.bounded = bounded
+    (row,) = task.answer(model, list(task.examples(setting, model))[:1], setting)
+    return model.asked[0], row
+
+
+@pytest.mark.parametrize("name", ["gpqa_diamond", "mmlu_redux", "math500_plain", "ifeval"])
+def test_the_paper_lets_a_model_answer_as_long_as_its_reach_allows(
+    name: str, tmp_path: Path
+) -> None:
+    paper = Setting(data=write_rows(tmp_path), protocol="paper", limit=1)
+    whole, _ = _asked_once(f"short/{name}", paper, None)
+    assert whole.max_new_tokens == 32_768
+    length = len(whole.ids or ())
+    for reach, new in ((40_960, 32_768), (10_000, 10_000 - length)):
+        prompt, row = _asked_once(f"short/{name}", paper, reach)
+        assert (prompt.max_new_tokens, row["cut"]) == (new, 0)
+    own = {"ifeval": 1280}.get(name, 256)
+    prompt, row = _asked_once(f"short/{name}", paper, own + length - 2)
+    assert (prompt.max_new_tokens, row["cut"]) == (own, 2), "never shorter than the task's own"
+    chosen = dataclasses.replace(paper, max_new_tokens=7)
+    assert _asked_once(f"short/{name}", chosen, 10_000)[0].max_new_tokens == 7
+
+
+@pytest.mark.parametrize("protocol", ["official", "paper"])
+def test_a_server_gets_the_text_that_was_cut(protocol: Any, tmp_path: Path) -> None:
+    setting = Setting(data=write_rows(tmp_path), protocol=protocol, limit=1, max_new_tokens=20)
+    whole, _ = _asked_once("short/math500_plain", setting, None)
+    assert (whole.messages is None) == (protocol == "official")
+    prompt, row = _asked_once("short/math500_plain", setting, 30, bounded=True)
+    assert row["cut"] == len(whole.ids or ()) - 10
+    assert prompt.messages is None
+    assert 0 < len(small_tokenizer()(prompt.text)["input_ids"]) <= 10
+    assert small_tokenizer().decode(whole.ids or []).endswith(prompt.text)
+
+
+def test_half_a_character_takes_no_more_tokens_than_were_left() -> None:
+    tokenizer = small_tokenizer()
+    ids = tokenizer("北方的河流，每年春天都会涨水。" * 3)["input_ids"]
+    for first in range(12):
+        text = shortened_text(tokenizer, ids[first:])
+        assert 0 < len(tokenizer(text)["input_ids"]) <= len(ids) - first
+
+
+def test_a_server_that_tells_its_reach_needs_a_tokenizer(tmp_path: Path) -> None:
+    server = Recorder(None, "A", reach=500)
+    server.bounded = True
+    setting = Setting(data=write_rows(tmp_path), protocol="paper", limit=1, run_code=True)
+    for name in ("short/mmlu_redux", "short/livecodebench_v5"):
+        with pytest.raises(AllMemError, match=r"recorder are cut at 500 tokens.*--tokenizer"):
+            list(TASKS[name]().examples(setting, server))
+
+
+def test_the_user_s_cut_goes_before_the_reach(tmp_path: Path) -> None:
+    """Also where answers are compared; but no server is asked beyond its reach."""
+    setting = Setting(data=write_rows(tmp_path), truncate=3, max_new_tokens=20)
+    assert {row["prompt_tokens"] for row in asked("short/arc_easy", setting)} == {3}
+    assert all(row["cut"] for row in asked("short/winogrande", setting))
+    longer = dataclasses.replace(setting, truncate=12)
+    for bounded, left in ((False, 12), (True, 5)):
+        prompt, _ = _asked_once("short/math500_plain", longer, 25, bounded=bounded)
+        assert len(prompt.ids or ()) == left
 
 
 def _with_start(tokenizer: Any) -> Any:

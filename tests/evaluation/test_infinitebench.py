@@ -58,7 +58,7 @@ def test_limit_takes_the_first_rows_of_the_file(tmp_path: Path) -> None:
 
 def test_open_prompts_are_continued_and_chat_prompts_are_conversations(tmp_path: Path) -> None:
     put(tmp_path / "longbook_qa_eng.jsonl", [book_row(0)])
-    far = cast(Any, SimpleNamespace(tokenizer=None, reach=None))
+    far = cast(Any, SimpleNamespace(tokenizer=None, reach=None, bounded=False))
     plain = examples(InfiniteBench("longbook_qa_eng"), tmp_path, far)[0].ask
     chat = examples(InfiniteBench("longbook_qa_eng", chat=True), tmp_path, far)[0].ask
     assert (plain.chat, plain.longest, plain.max_new_tokens) == (False, 131072, 40)
@@ -71,12 +71,16 @@ def test_paper_asks_as_a_chat_and_cuts_at_128k(tmp_path: Path) -> None:
     put(tmp_path / "longbook_qa_eng.jsonl", [book_row(0)])
     ask = examples(InfiniteBench("longbook_qa_eng"), tmp_path, protocol="paper")[0].ask
     assert (ask.chat, ask.longest, ask.max_new_tokens) == (True, 131072, 32768)
+    assert ask.least_new_tokens is None
+    server = cast(Any, SimpleNamespace(tokenizer="known", reach=131072, bounded=True))
+    ask = examples(InfiniteBench("longbook_qa_eng"), tmp_path, server, protocol="paper")[0].ask
+    assert ask.least_new_tokens == 40, "a server's reach has no room for both"
 
 
 @pytest.mark.parametrize(("reach", "longest"), [(8192, 7500), (131072, 131072), (262144, 131072)])
 def test_prompts_are_cut_to_what_the_model_reads(tmp_path: Path, reach: int, longest: int) -> None:
     put(tmp_path / "passkey.jsonl", [book_row(0)])
-    model = cast(Any, SimpleNamespace(tokenizer=None, reach=reach))
+    model = cast(Any, SimpleNamespace(tokenizer=None, reach=reach, bounded=False))
     assert examples(InfiniteBench("passkey"), tmp_path, model)[0].ask.longest == longest
 
 

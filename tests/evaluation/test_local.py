@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from allmem.config import WindowConfig
 from allmem.errors import AllMemError
-from allmem.evaluation import feeding, likelihood, local, session
+from allmem.evaluation import budget, feeding, likelihood, local, session
 from allmem.evaluation.local import LocalModel
 from allmem.evaluation.model import Completion
+from allmem.opening import OpenedModel
 from allmem.reading import Sampling
 from tests.evaluation.answering import (
     LetterTokenizer,
@@ -22,7 +25,7 @@ from tests.evaluation.answering import (
     random_ids,
     silent,
 )
-from tests.models.tiny import EOS, W
+from tests.models.tiny import EOS, C, W
 
 GREEDY, DRAWN = Sampling(seed=0), Sampling(temperature=1.0, top_p=0.9, top_k=20, seed=0)
 MODELS: dict[str, Callable[[], LocalModel]] = {
@@ -177,6 +180,90 @@ def test_nothing_is_less_likely_than_certain(model: LocalModel) -> None:
     assert model.likelihoods([]) == []
     with pytest.raises(AllMemError, match="no token"):
         model.likelihoods([([], [4])])
+
+
+class Held:
+    """What feeds hold after every call, and for how many texts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most: dict[int, int] = {}
+        usual = feeding.Feed.read
+
+        def read(feed: feeding.Feed, ids: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            found = usual(feed, ids, *rest, **more)
+            self.most[len(ids)] = max(self.most.get(len(ids), 0), feed.nbytes)
+            return found
+
+        monkeypatch.setattr(feeding.Feed, "read", read)
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3])
+def test_a_small_budget_changes_no_answer(
+    texts: int, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [SHARED + own for own in OWN] + [random_ids(n, seed=n) for n in (50, 3, 31)]
+    prompts = prompts_of(ids)
+    whole = model.complete(prompts, GREEDY, range(len(prompts)))
+    model.budget = texts * model._of_text(50 + 9) if texts > 1 else 0
+    held = Held(monkeypatch)
+    assert model.complete(prompts, GREEDY, range(len(prompts))) == whole
+    # A batch of texts that are shorter than the longest one may hold more of them.
+    assert all(size <= model.budget for rows, size in held.most.items() if rows > 1)
+    together = feeding.allows_padding(model.opened) and texts > 1
+    assert (max(held.most) > 1) == together
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3])
+def test_a_small_budget_changes_no_likelihood(
+    texts: int, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One context has more continuations than there may be copies of it."""
+    contexts = [SHARED] * 5 + [SHARED[:13], [5], [5], SHARED + OWN[0], random_ids(45)]
+    said = [random_ids(1 + n % 4, seed=n) for n in range(len(contexts))]
+    pairs = list(zip(contexts, said, strict=True))
+    whole = model.likelihoods(pairs)
+    model.budget = texts * model._of_text(49 + 4) if texts > 1 else 0
+    held = Held(monkeypatch)
+    for one, other in zip(model.likelihoods(pairs), whole, strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, rel=1e-9)
+        assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
+    assert all(size <= model.budget for rows, size in held.most.items() if rows > 1)
+    assert (max(held.most) > 1) == (texts > 1)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "other-window", "full-below-memory", "gemma3"])
+def test_bytes_of_a_text_are_what_is_held(name: str) -> None:
+    if name == "other-window":
+        inner: Any = converted().opened.model
+        opened = OpenedModel(inner, LetterTokenizer(), WindowConfig(30, 2), C)
+        model = LocalModel(opened, name)
+    elif name == "full-below-memory":
+        model = converted(mixers=["full", "allmem"])
+    else:
+        model = MODELS[name]() if name in MODELS else plain(name)
+    of_text = model._of_text
+    for tokens in (1, 7, 50):
+        feed = model.feed()
+        feed.read(torch.tensor([random_ids(tokens)]))
+        slack = 0
+        if not feeding.allows_holes(model.opened):
+            # Such layers drop the token that the next one would not see.
+            slack = of_text(2) - of_text(1)
+        assert feed.nbytes <= of_text(tokens) <= feed.nbytes + slack
+
+
+def test_what_is_free_is_known_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert budget.free_bytes(torch.device("cpu")) == budget.CPU_BYTES
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
+    assert budget.free_bytes(torch.device("cuda")) == 1200 * budget.SHARE
+
+
+def test_a_batch_is_as_wide_as_its_longest_prompt_and_then_its_longest_answer() -> None:
+    sizes = [(10, 1), (10, 1), (1, 10), (1, 10), (1, 1), (99, 99), (1, 1)]
+    parts = budget.Budget(40, lambda tokens: tokens).parts(sizes)
+    assert parts == [[0, 1], [2, 3, 4], [5], [6]]
 
 
 def test_a_session_s_losses_are_those_of_one_call(model: LocalModel) -> None:

@@ -152,7 +152,7 @@ def test_user_can_cut_otherwise(tmp_path: Path) -> None:
     put(tmp_path / "qmsum.jsonl", [row()])
     ask = examples(LongBench("qmsum"), tmp_path)[0].ask
     letters = SimpleNamespace(
-        tokenizer=cast(Any, _Letters()), reach=replace(ask).longest, label="letters"
+        tokenizer=cast(Any, _Letters()), reach=replace(ask).longest, label="letters", bounded=False
     )
     prompt = make_prompt(ask, cast(Any, letters), Setting(truncate=20))
     assert prompt.text == ask.text[:10] + ask.text[-10:]

@@ -28,6 +28,7 @@ from allmem.evaluation.task import Example, Setting
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.opening import OpenedModel
 from tests.data.tokenizers import small_tokenizer
+from tests.evaluation.benchmark_files import put
 from tests.models.tiny import C, S, W, base_model, randomise_memory, without_memory
 
 TOKENIZER = small_tokenizer("smollm2")
@@ -133,11 +134,19 @@ def test_positions_reads_books_of_a_folder_as_far_as_they_go(tmp_path: Path) -> 
 
 def test_a_row_without_a_text_is_an_error_or_left_out(tmp_path: Path) -> None:
     setting = write_books(tmp_path, {"good": TEXT, "empty": " "})
-    with pytest.raises(AllMemError, match=r"test.jsonl.gz, row 2 has no text"):
+    with pytest.raises(AllMemError, match=r"test.jsonl.gz, line 2 has no text"):
         list(books.stretches(setting, 100))
     skipping = dataclasses.replace(setting, skip_bad_rows=True)
-    with pytest.warns(UserWarning, match="row 2"):
+    with pytest.warns(UserWarning, match="line 2"):
         assert [one.id for one in books.stretches(skipping, 100)] == ["good"]
+
+
+def test_books_may_be_rows_of_one_file(tmp_path: Path) -> None:
+    put(
+        tmp_path / "books_en.jsonl.xz", [json.dumps({"text": "One."}), json.dumps({"text": "Two."})]
+    )
+    found = list(books.stretches(Setting(data=tmp_path), 100))
+    assert [(one.id, one.text) for one in found] == [("1", "One."), ("2", "Two.")]
 
 
 def test_the_novel_that_ships_is_cut_into_stretches_that_do_not_overlap() -> None:

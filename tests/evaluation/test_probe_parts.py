@@ -18,6 +18,7 @@ from allmem.evaluation.local import LocalModel
 from allmem.evaluation.model import EvaluatedModel, Prompt, Session
 from allmem.evaluation.probes import TASKS
 from allmem.evaluation.probes.asking import Asked, ask, shared_tokens
+from allmem.evaluation.probes.books import find_books
 from allmem.evaluation.probes.composing import Plant, insert
 from allmem.evaluation.probes.filler import Piece, load_filler
 from allmem.evaluation.probes.scoring import place_of, score_answer
@@ -25,6 +26,7 @@ from allmem.evaluation.task import Setting
 from allmem.opening import OpenedModel
 from allmem.reading import Sampling
 from tests.data.tokenizers import small_tokenizer
+from tests.evaluation.benchmark_files import put
 from tests.evaluation.oracle import Oracle
 from tests.models.tiny import base_model, randomise_memory
 
@@ -212,9 +214,43 @@ class TestFiller:
         assert sum(piece.tokens for piece in filler.pieces) == len(ids)
         assert sum(piece.tokens for piece in filler.excerpt(1, 50)) == 50
 
+    @pytest.mark.parametrize(
+        ("language", "place"),
+        [
+            ("en", "books/a.txt"),
+            ("en", "books_en/a.txt"),
+            ("en", "books_en.jsonl"),
+            ("en", "books_en.txt.xz"),
+            ("zh", "books_zh/a.jsonl.gz"),
+            ("zh", "books_zh.txt"),
+        ],
+    )
+    def test_finds_books_of_its_language_in_folder_or_file(
+        self, tmp_path: Path, language: str, place: str
+    ) -> None:
+        kind = place.rsplit("/", maxsplit=1)[-1].split(".")[1]
+        put(tmp_path / place, ["Rain." if kind == "txt" else '{"text": "Rain."}'])
+        filler = load_filler(small_tokenizer(), language, Setting(data=tmp_path))
+        assert filler.text == "Rain."
+        assert filler.material == place.split("/", maxsplit=1)[0]
+        other = {"en": "zh", "zh": "en"}[language]
+        assert find_books(Setting(data=tmp_path), other) is None
+
+    def test_reads_books_of_a_folder_one_after_another(self, tmp_path: Path) -> None:
+        for name in ("b", "a"):
+            put(tmp_path / "books" / f"{name}.txt", [f"The {name}."])
+        put(tmp_path / "books_en.txt", ["Passed over."])
+        filler = load_filler(small_tokenizer(), "en", Setting(data=tmp_path))
+        assert filler.text == "The a.\n\nThe b."
+
+    def test_of_books_without_text_is_an_error(self, tmp_path: Path) -> None:
+        put(tmp_path / "books_en.jsonl", [])
+        with pytest.raises(AllMemError, match="holds no text"):
+            load_filler(small_tokenizer(), "en", Setting(data=tmp_path))
+
     def test_without_a_text_is_an_error_that_names_the_row(self, tmp_path: Path) -> None:
         (tmp_path / "books_en.jsonl").write_text('{"text": 5}\n')
-        with pytest.raises(AllMemError, match="row 1"):
+        with pytest.raises(AllMemError, match="line 1"):
             load_filler(small_tokenizer(), "en", Setting(data=tmp_path))
 
 

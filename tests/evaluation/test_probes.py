@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 
+import allmem
+from allmem.config import WindowConfig
 from allmem.errors import AllMemError
+from allmem.evaluation.feeding import PlainModel
+from allmem.evaluation.local import LocalModel
 from allmem.evaluation.probes import GROUPS, TASKS
 from allmem.evaluation.probes.asking import shared_tokens
 from allmem.evaluation.probes.base import Probe, count
+from allmem.evaluation.probes.composing import tokens_of
+from allmem.evaluation.runner import evaluate
 from allmem.evaluation.task import Example, Setting
+from allmem.opening import OpenedModel
 from tests.data.tokenizers import small_tokenizer
 from tests.evaluation.oracle import Oracle
+from tests.models.tiny import base_model
 
 ASKED = GROUPS["probes-text"]
 PROSE = (
@@ -100,6 +108,42 @@ def test_facts_in_sight_are_marked_and_answered_by_the_window(tokenizer: Any, da
     assert set(scores("probes/passkey", rows, "exact", beyond=False)) == {1.0}
     parts = [part for row in rows for part in TASKS["probes/passkey"]().parts(row)]
     assert {part.cell["beyond"] for part in parts} == {"no"}
+
+
+WIDE = 800
+"""A window that covers half of a text."""
+
+
+def place(model: Oracle, setting: Setting, example: Example, question: Any, text: str) -> float:
+    """Where in what is out of sight a text begins: 0 its first token, 1 its last."""
+    prompt = example.ask.prompt(question, model, setting)
+    tokens = tokens_of(model.tokenizer, prompt, setting)
+    first, _ = tokens.span([text])
+    begin, behind = tokens.span([example.ask.documents[0][:20]])[0], len(tokens) - model.sees
+    return (first - begin) / (behind - begin)
+
+
+NEAR = 0.1
+"""What a sentence is of what is out of sight."""
+
+
+def test_depths_are_spread_over_what_is_out_of_sight(tokenizer: Any, data: Path) -> None:
+    model, setting = Oracle(tokenizer, WIDE, S), Setting(data=data, lengths=(LENGTH,), limit=2)
+    for example in TASKS["probes/passkey"]().examples(setting, model):
+        if example.cell["language"] == "zh":
+            continue
+        for question, known in zip(example.ask.questions, questions(example), strict=True):
+            assert known["beyond"]
+            found = place(model, setting, example, question, question.evidence[0])
+            assert found == pytest.approx(question.cell["depth"], abs=NEAR)
+
+
+def test_gaps_are_shares_of_what_is_out_of_sight(tokenizer: Any, data: Path) -> None:
+    model, setting = Oracle(tokenizer, WIDE, S), Setting(data=data, lengths=(LENGTH,), limit=4)
+    for example in TASKS["probes/order"]().examples(setting, model):
+        for question in example.ask.questions:
+            one, two = (place(model, setting, example, question, t) for t in question.evidence)
+            assert two - one == pytest.approx(question.cell["gap"], abs=2 * NEAR)
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -250,6 +294,60 @@ def test_facts_are_beyond_what_the_user_wants_them_to_be(tokenizer: Any, data: P
     for model in (Oracle(tokenizer), Oracle(tokenizer, W)):
         for example in TASKS["probes/passkey"]().examples(setting, model):
             assert all(known["distance"] > 700 for known in questions(example))
+
+
+def models_of_one_run(tokenizer: Any) -> list[LocalModel]:
+    """A student, the same with other sizes, and the teacher."""
+    base = base_model("qwen3", vocab_size=len(tokenizer))
+    student = allmem.convert(base, window=128, sinks=64, chunk=64)
+    return [
+        LocalModel(OpenedModel(student, tokenizer), "student"),
+        LocalModel(OpenedModel(student, tokenizer, WindowConfig(64, 8), 32), "small"),
+        LocalModel(PlainModel(base_model("qwen3", vocab_size=len(tokenizer)), tokenizer), "plain"),
+    ]
+
+
+def read(name: str, model: LocalModel, setting: Setting) -> dict[str, Any]:
+    """What a model reads, by example."""
+    found: dict[str, Any] = {}
+    for example in TASKS[name]().examples(setting, model):
+        what = example.ask
+        if name in ASKED:
+            found[example.id] = [one.prompt.ids for one in what.asked(model, setting, 0)]
+        elif name == "probes/fact_lists":
+            found[example.id] = what.ids, what.counted.tolist()
+        elif name == "probes/turns":
+            found[example.id] = what
+        else:
+            texts = what if name == "probes/audit" else [what]
+            found[example.id] = [one.ids(model.tokenizer, LENGTH) for one in texts]
+    return found
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_all_models_of_a_run_read_the_same(name: str, tokenizer: Any, data: Path) -> None:
+    models = [m for m in models_of_one_run(tokenizer) if TASKS[name]().refuses(m) is None]
+    setting = Setting(data=data, lengths=(LENGTH,), limit=1).for_all(models)
+    first, *others = [read(name, model, setting) for model in models]
+    assert first
+    assert others
+    assert all(other == first for other in others)
+
+
+def test_the_runner_asks_all_its_models_the_same(
+    tokenizer: Any, data: Path, tmp_path: Path
+) -> None:
+    class Recording(Oracle):
+        def complete(self, prompts: Any, *rest: Any) -> Any:
+            self.asked = [*getattr(self, "asked", []), *(prompt.ids for prompt in prompts)]
+            return super().complete(prompts, *rest)
+
+    models = [Recording(tokenizer, *sizes) for sizes in ((W, S), (90, 2), (0, 0))]
+    for i, model in enumerate(models):
+        model.label, model.chunk = f"model-{i}", (0, 150, 60)[i]
+    tasks = [TASKS[name]() for name in ("probes/passkey", "probes/forgetting")]
+    evaluate(models, tasks, Setting(data=data, lengths=(LENGTH,), limit=1), tmp_path)
+    assert models[0].asked == models[1].asked == models[2].asked
 
 
 def test_what_fits_into_no_length_is_left_out_and_the_smallest_is_an_error(

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from allmem.errors import AllMemError
 from allmem.evaluation.grouping import alike_together, common_beginning
 from allmem.evaluation.local import LocalModel
 from allmem.evaluation.prompting import cut_middle, make_prompt
+from allmem.evaluation.remote import RemoteModel
 from allmem.evaluation.task import Request, Setting
 from tests.distill.chats import make_student
 
@@ -22,10 +24,11 @@ def model() -> LocalModel:
     return LocalModel(make_student(), "student")
 
 
-class Nameless:
-    """A model of which no tokenizer is known."""
+class Far(RemoteModel):
+    """A server that is never asked."""
 
-    tokenizer = None
+    def __init__(self, reach: int | None = None, tokenizer: Any = None) -> None:
+        self.label, self.reach, self.tokenizer = "far", reach, tokenizer
 
 
 def test_both_ends_of_a_long_text_are_kept(model: LocalModel) -> None:
@@ -63,12 +66,50 @@ def test_the_user_s_limits_come_before_the_benchmark_s(model: LocalModel) -> Non
     assert make_prompt(request, model, Setting()).max_new_tokens == 8
 
 
-def test_without_a_tokenizer_the_server_does_it_all() -> None:
-    nameless: Any = Nameless()
-    prompt = make_prompt(Request(TEXT, 8, longest=20), nameless, Setting())
+def test_without_a_tokenizer_the_server_does_it_all_but_cut() -> None:
+    prompt = make_prompt(Request(TEXT, 8), Far(), Setting())
     assert prompt.ids is None
     assert prompt.cut == 0
     assert prompt.messages == [{"role": "user", "content": TEXT}]
+    for request, setting in (
+        (Request(TEXT, 8, longest=20), Setting()),
+        (Request(TEXT, 8), Setting(truncate=20)),
+        (Request(TEXT, 30, least_new_tokens=8), Setting()),
+    ):
+        with pytest.raises(AllMemError, match=r"far are cut at 20 tokens.*--tokenizer"):
+            make_prompt(request, Far(20), setting)
+
+
+@pytest.mark.parametrize("longest", [10**6, 150, 110])
+@pytest.mark.parametrize("chats", [True, False])
+def test_a_server_is_never_asked_beyond_its_reach(
+    model: LocalModel, longest: int, chats: bool
+) -> None:
+    """Prompt, template and answer together; a model that is loaded here reads on."""
+    server = Far(140, model.tokenizer)
+    request = Request(TEXT, 40, chat=chats, longest=longest)
+    prompt = make_prompt(request, server, Setting())
+    assert prompt.ids is not None
+    assert 130 < len(prompt.ids) + prompt.max_new_tokens <= 140
+    assert prompt.max_new_tokens == 40
+    assert prompt.cut > 0
+    # What is sent is what was cut.
+    assert prompt.text in model.tokenizer.decode(prompt.ids)
+    assert prompt.messages is None or prompt.messages[0]["content"] == prompt.text
+    server.bounded = False
+    beyond = make_prompt(request, server, Setting())
+    assert len(beyond.ids or ()) + 40 > 140
+    with pytest.raises(AllMemError, match=r"200 tokens leaves no room.*140 tokens of far"):
+        make_prompt(request, Far(140, model.tokenizer), Setting(max_new_tokens=200))
+
+
+def test_a_long_answer_is_shortened_before_the_prompt_is_cut(model: LocalModel) -> None:
+    request = Request(TEXT, 10_000, chat=False, longest=10**6, least_new_tokens=8)
+    length = len(model.tokenizer(TEXT)["input_ids"])
+    room = {reach: make_prompt(request, Far(reach, model.tokenizer), Setting()) for reach in
+            (length + 100, length + 8, length, 20_000)}  # fmt: skip
+    assert [p.max_new_tokens for p in room.values()] == [100, 8, 8, 10_000]
+    assert [p.cut > 0 for p in room.values()] == [False, False, True, False]
 
 
 def test_texts_that_begin_alike_come_side_by_side() -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from allmem.evaluation.model import Prompt
 from allmem.evaluation.remote import ATTEMPTS, KEY, Patience, RemoteModel
 from allmem.evaluation.rows import Run
 from allmem.evaluation.runner import evaluate
+from allmem.evaluation.suites.longbench import LongBench
 from allmem.evaluation.task import Setting
 from allmem.reading import Sampling
 from tests.evaluation.answering import LetterTokenizer
+from tests.evaluation.benchmark_files import put, row
 from tests.evaluation.tasks import Letters
 
 GREEDY = Sampling(seed=0)
@@ -133,9 +136,22 @@ def test_only_known_servers_are_sent_extensions(server: Server) -> None:
     assert asked["continue_final_message"] is True
     assert asked["add_generation_prompt"] is False
     server.owner = "someone"
-    remote(server).complete([chat()], drawn, [0])
+    remote(server).complete([chat()], Sampling(0.6, 0.95, seed=0), [0])
     allowed = {"model", "messages", "max_tokens", "temperature", "top_p", "seed"}
     assert server.asked[-1][1].keys() == allowed
+
+
+def test_what_the_protocol_cannot_say_is_refused_before_anything_is_sent(server: Server) -> None:
+    server.owner = "someone"
+    model = remote(server)
+    with pytest.raises(AllMemError, match=r"top_k = 20; vLLM and SGLang can.*--top-k 0"):
+        model.complete([chat()], Sampling(0.6, 0.95, 20, seed=0), [0])
+    with pytest.raises(AllMemError, match=r"how an answer in a conversation begins.*vLLM"):
+        model.complete([chat(), chat("It was")], GREEDY, [0, 1])
+    assert server.asked == []
+    # A text carries its own beginning.
+    model.complete([Prompt(None, "Once", None, answer_prefix=" upon")], GREEDY, [0])
+    assert server.asked[0][1]["prompt"] == "Once upon"
 
 
 def test_samples_draw_by_their_number_and_seed(server: Server) -> None:
@@ -210,3 +226,12 @@ def test_a_run_through_a_server(server: Server, tmp_path: Any) -> None:
     assert all(len(body["prompt"]) == 20 for _, body, _ in server.asked)
     with pytest.raises(AllMemError, match="tiny only answers"):
         model.session()
+
+
+def test_a_benchmark_that_cuts_needs_the_server_s_tokenizer(server: Server, tmp_path: Path) -> None:
+    put(tmp_path / "data" / "qmsum.jsonl", [row()])
+    setting = Setting(data=tmp_path / "data")
+    with pytest.raises(AllMemError, match=r"tiny are cut at 64 tokens, .*--tokenizer"):
+        evaluate([remote(server)], [LongBench("qmsum")], setting, tmp_path / "run")
+    assert server.asked == []
+    assert not (tmp_path / "run").exists()

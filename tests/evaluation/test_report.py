@@ -263,6 +263,9 @@ def test_cells_of_length_and_depth_become_a_heat_map_and_what_is_in_sight_is_mar
     assert table[1] == ["student", "0", "100.0 (n=1)", "0.0 (n=1)"]
     assert table[2] == ["student", "100", "100.0 † (n=1)", "100.0 † (n=1)"]
     assert "† within the attention's sight" in text(tmp_path)
+    assert "Answers that the attention saw itself do not count here" in text(tmp_path)
+    assert score(numbers(tmp_path), "probes/needles", "student")["mean"] == 50
+    assert score(numbers(tmp_path), "probes/needles", "student")["n"] == 2
 
 
 def test_cells_that_nobody_knows_are_shown_as_a_table(tmp_path: Path) -> None:
@@ -294,6 +297,18 @@ def test_a_suite_by_length_averages_its_tasks_at_each(tmp_path: Path) -> None:
     make_report([tmp_path], known=run(tmp_path, [knows("m", right)], tasks))
     table = next(t for t in tables(text(tmp_path)) if t[0] == ["m", "1k", "2k"])
     assert [cell.split()[0] for cell in table[3]] == ["Average", "75.0", "25.0"]
+    # There is no mean over lengths, of a task or of all.
+    assert not [table for table in tables(text(tmp_path)) if table[0][:2] == ["Task", "Measure"]]
+    assert numbers(tmp_path)["averages"] == []
+    assert numbers(tmp_path)["tasks"]["ruler/a"]["models"]["m"]["scores"] == {}
+
+
+def test_differences_of_a_suite_by_length_are_by_length_too(tmp_path: Path) -> None:
+    cells = {f"{n}-{i}": {"length": n} for n in (1024, 2048) for i in range(2)}
+    models = [knows("a", {"ruler/a": ["1024-0", "1024-1"]}), knows("b", {"ruler/a": ["2048-0"]})]
+    make_report([tmp_path], known=run(tmp_path, models, [MadeTask("ruler/a", cells)]))
+    told = [table for table in tables(text(tmp_path)) if table[0] == ["b", "1k", "2k"]]
+    assert [cell.split()[0] for cell in told[1][1]] == ["ruler/a", "-100.0", "+50.0"]
 
 
 def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
@@ -305,6 +320,12 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
     assert any("m has rows of short/arc_easy (3 of 4)" in warning for warning in made.warnings)
     assert any("no answers to short/ifeval (m) yet" in warning for warning in made.warnings)
     assert "(n=3 of 4)" in text(tmp_path)
+    later.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [knows("m", {"short/arc_easy": [0]})], [plain("short/arc_easy"), later])
+    make_report([tmp_path], known={"short/arc_easy": task, "short/ifeval": later})
+    short = {row[1]: row for row in tables(text(tmp_path))[0]}
+    assert short[""][2].endswith("(n=6 of 8)")
     assert numbers(tmp_path)["tasks"]["short/arc_easy"]["models"]["m"]["expected_rows"] == 4
 
 
@@ -356,6 +377,58 @@ def test_runs_of_different_settings_are_told_apart_by_name(tmp_path: Path) -> No
         "Not comparable: the columns differ in limit (4 for one; 2 for two) in short/arc_easy."
     ]
     assert "Not comparable" in text(tmp_path / "a")
+
+
+def test_settings_that_tasks_of_a_column_do_not_share_are_told_and_nothing_is_averaged(
+    tmp_path: Path,
+) -> None:
+    model = knows("m", {"short/arc_easy": [0]})
+    tasks = [plain("short/arc_easy"), plain("short/ifeval"), plain("short/ceval")]
+    known = run(tmp_path, [model], tasks[:2], limit=4, seed=1)
+    known |= run(tmp_path, [model], tasks[2:], limit=4, seed=2)
+    made = make_report([tmp_path], known=known)
+    assert made.warnings == [
+        "Mixed: tasks of m differ in seed (1 in short/arc_easy, short/ifeval; 2 in short/ceval)."
+    ]
+    assert numbers(tmp_path)["averages"][0]["models"]["m"]["score"] is not None
+    known |= run(tmp_path, [model], [plain("short/math500")], protocol="paper", seed=2)
+    made = make_report([tmp_path], known=known)
+    assert any(
+        "differ in protocol (official in short/arc_easy, short/ifeval, short/ceval; paper in "
+        "short/math500); they are not averaged" in warning
+        for warning in made.warnings
+    )
+    assert numbers(tmp_path)["averages"][0]["models"]["m"]["score"] is None
+    # Under which setting each task was run, and not what the last command said.
+    told = {row[0]: row[1] for table in tables(text(tmp_path)) for row in table if len(row) == 2}
+    assert told["protocol"].endswith("paper in short/math500")
+    assert "setting.protocol" not in told
+
+
+def test_models_that_were_asked_other_examples_have_no_difference(tmp_path: Path) -> None:
+    task = plain("short/arc_easy")
+    known = run(tmp_path / "a", [knows("one", {})], [task])
+    run(tmp_path / "b", [knows("two", {})], [plain("short/arc_easy", 3)])
+    made = make_report([tmp_path / "a", tmp_path / "b"], known=known)
+    [warning] = made.warnings
+    assert "two and one were asked different examples of short/arc_easy; no diff" in warning
+    told = numbers(tmp_path / "a")["tasks"]["short/arc_easy"]["models"]
+    assert told["two"]["difference"] is None
+    assert told["two"]["scores"]["exact"]["n"] == 3
+
+
+def test_what_a_model_is_its_files_say(tmp_path: Path) -> None:
+    """Two models under one label, as a run made by other means may hold them."""
+    tasks = [plain("short/arc_easy"), plain("short/ifeval")]
+    known = run(tmp_path, [knows("m", {})], tasks)
+    path = tmp_path / "m" / "short__ifeval.jsonl"
+    path.write_text(path.read_text().replace('{"weights": "m"}', '{"weights": "other"}', 1))
+    made = make_report([tmp_path], known=known)
+    assert len(made.models) == 2
+    told = numbers(tmp_path)
+    assert [model["identity"]["weights"] for model in told["models"]] == ["m", "other"]
+    assert list(told["tasks"]["short/ifeval"]["models"]) == [made.models[1]]
+    assert told["averages"][0]["models"]["m"]["score"] is None
 
 
 def test_a_run_without_rows_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import random
 import re
 from collections import Counter
@@ -42,7 +43,7 @@ class Words:
 
 
 def model_of(tokenizer: Any) -> Any:
-    return SimpleNamespace(tokenizer=tokenizer, label="tested")
+    return SimpleNamespace(tokenizer=tokenizer, label="tested", bounded=False)
 
 
 def examples(
@@ -310,6 +311,19 @@ class TestMaterial:
         assert {"t0\nA: a0.", "t0\nA: a1."} <= set(
             re.findall(r"Document \d+:\n(\w+\n.*)", example.ask.text)
         )
+
+    def test_files_may_be_packed(self, tmp_path: Path) -> None:
+        folder = question_files(tmp_path) / "ruler"
+        plain = examples("qa_1", data=tmp_path)[0]
+        packed = folder / "squad.json.xz"
+        packed.write_bytes(lzma.compress((folder / "squad.json").read_bytes()))
+        (folder / "squad.json").unlink()
+        example = examples("qa_1", data=tmp_path)[0]
+        assert example.ask == plain.ask
+        assert example.reference["material"] == "squad.json.xz"
+        packed.write_bytes(packed.read_bytes()[:-40])
+        with pytest.raises(AllMemError, match=r"squad\.json\.xz is damaged.*; get https"):
+            examples("qa_1", data=tmp_path)
 
     def test_missing_questions_are_named_with_their_origin(self, tmp_path: Path) -> None:
         with pytest.raises(AllMemError, match=r"squad\.json or nq_open\S+ in .*https://rajpurkar"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ import pytest
 import torch
 
 from allmem.errors import AllMemError
+from allmem.evaluation import runner
+from allmem.evaluation.checks import locked
+from allmem.evaluation.digest import fingerprint
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.rows import Run
 from allmem.evaluation.runner import RunProgress, evaluate
 from allmem.evaluation.scores import RunScores, run_scores
-from allmem.evaluation.task import Example, Setting
+from allmem.evaluation.task import Example, Request, Setting
 from allmem.reading import Sampling
 from tests.evaluation.answering import converted, plain
 from tests.evaluation.interrupted import BATCH, run
@@ -44,6 +49,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))
     }
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def figures(scores: RunScores) -> list[Any]:
@@ -179,15 +188,118 @@ OTHERS: dict[str, Callable[[Path], Any]] = {
     "examples = 13, now it is 12": lambda path: evaluate(
         [plain()], [Letters("letters/one", 12)], Setting(), path
     ),
+    "fingerprint = ": lambda path: evaluate([plain()], [Reworded("letters/one")], Setting(), path),
+    # Another task, which has no rows that could differ.
+    "model.weights = .*'plain' was another model.*--label": lambda path: evaluate(
+        [plain(seed=1)], [Letters("letters/three")], Setting(), path
+    ),
 }
+
+
+class Reworded(Letters):
+    """Other prompts, and nothing else."""
+
+    def examples(self, setting: Setting, model: EvaluatedModel) -> Iterable[Example]:
+        for example in super().examples(setting, model):
+            ask = dataclasses.replace(example.ask, text=example.ask.text[1:])
+            yield dataclasses.replace(example, ask=ask)
 
 
 @pytest.mark.parametrize("named", OTHERS)
 def test_another_run_is_refused(named: str, whole: Path) -> None:
-    before = files(whole)
+    before = everything(whole)
     with pytest.raises(AllMemError, match=f"was begun with {named}"):
         OTHERS[named](whole)
-    assert files(whole) == before
+    assert everything(whole) == before
+
+
+def test_a_label_is_known_by_its_files_too(whole: Path, tmp_path: Path) -> None:
+    """Whatever ``run.json`` says."""
+    run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    before = everything(tmp_path)
+    with pytest.raises(AllMemError, match=r"letters__one\.jsonl was begun with model\.weights"):
+        evaluate([plain(seed=1)], [Letters("letters/three")], Setting(), tmp_path)
+    assert everything(tmp_path) == before
+
+
+def test_later_tasks_are_looked_at_before_anything_is_written(whole: Path) -> None:
+    before = everything(whole)
+    tasks = [Letters("letters/new"), Letters("letters/one")]
+    with pytest.raises(AllMemError, match=r"letters__one\.jsonl was begun with setting\.limit"):
+        evaluate([plain()], tasks, Setting(limit=2), whole)
+    assert everything(whole) == before
+
+
+def test_a_fingerprint_is_that_of_all_that_is_asked() -> None:
+    request = Request("Who?", 5)
+
+    def of(ask: Any) -> str:
+        return fingerprint([Example("1", ask)])
+
+    assert of(request) == of(Request("Who?", 5))
+    assert len({of(request), of(Request("What?", 5)), of(Request("Who?", 6))}) == 3
+    # How much a model can read is no part of the question.
+    assert of(request) == of(Request("Who?", 5, longest=100))
+    assert of([("generate", "Who?", {"until": ["."]})]) != of([("generate", "Who?", {})])
+    # A tensor is worked out from the rest; its text would leave most of it out.
+    assert of((request, torch.zeros(2000))) == of((request, torch.ones(2000)))
+    assert of((request, torch.zeros(2))) != of((Request("What?", 5), torch.zeros(2)))
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
+    task = Letters(number=1)
+    with (
+        locked(tmp_path),
+        pytest.raises(AllMemError, match="another process is writing the run"),
+    ):
+        evaluate([plain()], [task], Setting(), tmp_path)
+    assert not everything(tmp_path)
+    evaluate([plain()], [task], Setting(), tmp_path)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".jsonl"}
+
+
+def test_versions_are_kept_and_a_change_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Letters(number=1)
+    evaluate([plain()], [task], Setting(), tmp_path)
+    first = Run(tmp_path).about["versions"]
+    assert {"allmem", "python", "torch", "transformers", "tokenizers"} <= first.keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate([plain()], [task], Setting(), tmp_path)
+    monkeypatch.setattr(runner, "deciding_versions", lambda: {**first, "torch": "1.0"})
+    with pytest.warns(UserWarning, match=r"other versions \(torch = .*now it is '1.0'\)"):
+        evaluate([plain()], [task], Setting(), tmp_path)
+    about = Run(tmp_path).about
+    assert about["versions"]["torch"] == "1.0"
+    assert about["earlier_versions"] == [first]
+
+
+class Losses(Letters):
+    """Measures something else."""
+
+    scale = 1.0
+    higher_is_better = False
+
+
+def test_what_is_unlike_is_not_averaged(tmp_path: Path) -> None:
+    tasks = [Letters(number=2), Losses("letters/losses", 2)]
+    groups = {"both": [task.name for task in tasks]}
+    evaluate([plain()], tasks, Setting(), tmp_path, groups=groups)
+    scores = run_scores(tmp_path, {task.name: task for task in tasks})
+    assert not scores.groups
+    assert scores.notes == ["plain has no average of both: their scores are not of one kind"]
+
+
+def test_other_examples_are_not_compared(tmp_path: Path) -> None:
+    evaluate([plain()], [Letters(number=2)], Setting(), tmp_path)
+    other = converted()
+    evaluate([other], [Reworded(number=2)], Setting(), tmp_path)
+    scores = run_scores(tmp_path, {"letters/plain": Letters()})
+    assert not scores.differences
+    assert "were asked different examples of letters/plain" in scores.notes[0]
 
 
 @pytest.mark.parametrize(

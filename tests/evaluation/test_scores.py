@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from allmem.evaluation.bootstrap import (
     mean_score,
     paired_difference,
 )
-from allmem.evaluation.scores import cells_of, question_of
+from allmem.evaluation.scores import Lengths, TaskScores, cells_of, question_of, why_apart
 from allmem.evaluation.task import Part
 from tests.evaluation.tasks import scored
 
@@ -123,6 +125,53 @@ def test_a_difference_is_of_the_rows_that_both_answered() -> None:
     assert found.n == 3
     assert found.mean == pytest.approx(1 - 1 / 3)
     assert paired_difference(ours, scored([]), "right").n == 0
+
+
+def task(rows: list[Scored], name: str = "probes/x", **header: Any) -> TaskScores:
+    lengths = Lengths(None, None, None, 0, 0)
+    return TaskScores("m", name, "right", 100.0, True, rows, lengths, header=header)
+
+
+def test_what_attention_sees_itself_counts_only_where_there_is_nothing_else() -> None:
+    seen = [
+        Scored("a", "a", [Part({"right": 1.0}, {"depth": 1.0, "beyond": "no"})]),
+        Scored("b", "b", [Part({"right": 1.0}, {"depth": 1.0, "beyond": "no"})]),
+    ]
+    hidden = Scored("c", "c", [Part({"right": 0.0}, {"depth": 0.0})])
+    assert (task([*seen, hidden]).overall.mean, task([*seen, hidden]).overall.n) == (0, 1)
+    assert task([*seen, hidden]).score(where={"depth": 1.0}).mean == 100
+    assert (task(seen).overall.mean, task(seen).overall.n) == (100, 2)
+
+
+def test_rows_that_are_missing_are_counted() -> None:
+    assert task(scored([1.0, 0.0]), examples=5).missing == 3
+    assert task(scored([1.0, 0.0])).missing == 0
+
+
+def test_tasks_are_averaged_where_score_and_setting_are_alike() -> None:
+    greedy, drawn = {"sampling": {"temperature": 0}}, {"sampling": {"temperature": 1}}
+    one, other = task(scored([1.0])), task(scored([0.0]))
+    assert why_apart([one, other]) is None
+    assert why_apart([one, replace(other, metric="f1")]) is None
+    assert why_apart([one, replace(other, higher_is_better=False)]) is not None
+    nats = [replace(one, metric=name, scale=1.0) for name in ("nll", "added")]
+    assert why_apart(nats) is not None
+    assert why_apart([nats[0], nats[0]]) is None
+    rows = scored([1.0])
+    assert why_apart([task(rows, setting=greedy), task(rows, setting=greedy)]) is None
+    apart = why_apart([task(rows, setting=greedy), task(rows, setting=drawn)])
+    assert apart is not None
+    assert "sampling" in apart
+
+
+def test_lengths_of_ruler_are_tests_of_their_own() -> None:
+    rows = [Scored(str(n), str(n), [Part({"right": 1.0}, {"length": n})]) for n in (4, 8)]
+    assert [dict(cell) for cell in task(rows, "ruler/x").lengths_apart] == [
+        {"length": 4},
+        {"length": 8},
+    ]
+    assert not task(rows[:1], "ruler/x").lengths_apart
+    assert not task(rows).lengths_apart
 
 
 def test_cells_come_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -27,8 +28,12 @@ from allmem.evaluation.harness.livecodebench import (
 )
 from allmem.evaluation.harness.sandbox import Limits
 from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
+from allmem.evaluation.rows import RowsFile
+from allmem.evaluation.runner import evaluate
+from allmem.evaluation.scores import Score, run_scores
 from allmem.evaluation.suites.short import GROUPS, TASKS
 from allmem.evaluation.task import Setting
+from allmem.evaluation.verdicts import add_verdicts, with_verdicts
 from allmem.reading import Sampling
 from tests.data.tokenizers import small_tokenizer
 from tests.evaluation.short_rows import LCB_ROWS, write_rows
@@ -118,7 +123,9 @@ def test_programs_are_run_and_scored_where_it_is_asked_for(data: Path) -> None:
     (part,) = TASKS["short/livecodebench_v5"]().parts(rows[0])
     assert part.cell == {"difficulty": "easy"}
     assert part.scores == pytest.approx({"pass@1": 0.3, "pass@5": 1 - 21 / 252})
-    assert model.how == [SAMPLING] * SAMPLES
+    used = dataclasses.replace(SAMPLING, seed=0)
+    assert model.how == [used] * SAMPLES
+    assert all(row["sampling"] == dataclasses.asdict(used) for row in rows)
     assert len(set(model.numbers)) == 2 * SAMPLES
     assert [m["role"] for m in model.asked[0].messages or []] == ["system", "user"]
 
@@ -158,6 +165,98 @@ def test_the_papers_protocol_samples_as_the_user_says(data: Path) -> None:
     greedy = Programmer(0)
     answered(data, greedy, protocol="paper", run_code=True)
     assert len(greedy.how) == 1
+
+
+def test_the_likeliest_token_is_taken_where_the_user_says_so(data: Path) -> None:
+    """Not the benchmark's own samples, and the row tells which it was."""
+    model = Programmer(0)
+    rows = answered(data, model, greedy=True, run_code=True)
+    assert model.how == [Sampling()]
+    assert [row["sampling"]["temperature"] for row in rows] == [0, 0]
+    warm = Programmer(0)
+    rows = answered(data, warm, sampling=Sampling(0.5, seed=1), run_code=True)
+    assert warm.how == [Sampling(0.5, seed=1)] * SAMPLES
+    assert rows[0]["sampling"]["temperature"] == 0.5
+
+
+def test_the_paper_allows_long_programs(data: Path) -> None:
+    for reach, new in ((None, 32_768), (20_000, 20_000), (100, 2000)):
+        model = Programmer(0, small_tokenizer())
+        model.reach = reach
+        answered(data, model, protocol="paper", run_code=True, limit=1)
+        length = len(model.asked[0].ids or ()) if reach == 20_000 else 0
+        assert model.asked[0].max_new_tokens == new - length
+    official = Programmer(0)
+    answered(data, official, run_code=True, limit=1)
+    assert official.asked[0].max_new_tokens == 2000
+
+
+def run_folder(folder: Path, data: Path, model: Programmer, **chosen: Any) -> Path:
+    """Where the rows are."""
+    tasks = [TASKS["short/livecodebench_v5"]()]
+    run = evaluate([model], tasks, Setting(data=data, **chosen), folder, batch=1)
+    return run.path(model.label, tasks[0].name)
+
+
+def score(folder: Path) -> Score:
+    """Of the only task in it."""
+    (one,) = run_scores(folder).tasks.values()
+    return one.overall
+
+
+def test_stored_answers_are_judged_afterwards(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.warns(UserWarning, match="same command with --run-code judges them"):
+        path = run_folder(folder, data, Programmer(10))
+    stored = path.read_bytes()
+    assert score(folder).n == 0
+    again = Programmer(0)
+    run_folder(folder, data, again, run_code=True)
+    assert again.asked == [], "no answer is asked for twice"
+    assert path.read_bytes() == stored
+    rows = RowsFile(path).rows()
+    assert rows[0]["outcomes"][0] == ["pass", "pass"]
+    assert score(folder).n == 2
+    at_once = run_folder(tmp_path / "other", data, Programmer(10), run_code=True)
+    assert [row["outcomes"] for row in RowsFile(at_once).rows()] == [r["outcomes"] for r in rows]
+
+
+def test_judging_goes_on_where_it_was_killed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(UserWarning, match="not scored"):
+        path = run_folder(tmp_path / "run", data, Programmer(1))
+    judged: list[str] = []
+
+    def verdict(code: str, problem: Problem, *_: Any) -> tuple[list[str], dict[str, bool]]:
+        judged.append(problem.id)
+        if len(judged) > SAMPLES:
+            raise KeyboardInterrupt
+        return ["pass"], {}
+
+    monkeypatch.setattr("allmem.evaluation.harness.code_task.judge", verdict)
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(tmp_path / "run", data, Programmer(0), run_code=True)
+    first = judged[0]
+    judged.clear()
+    monkeypatch.setattr(
+        "allmem.evaluation.harness.code_task.judge",
+        lambda code, problem, *_: (judged.append(problem.id), (["pass"], {}))[1],
+    )
+    # A line that was cut off does not count.
+    beside = path.with_suffix(".judged.ndjson")
+    beside.write_bytes(beside.read_bytes() + b'{"id": "cut o')
+    run_folder(tmp_path / "run", data, Programmer(0), run_code=True)
+    assert set(judged).isdisjoint({first})
+    assert all("outcomes" in row for row in RowsFile(path).rows())
+
+
+def test_a_verdict_counts_for_its_answer_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"id": "a", "predictions": ["one"]}
+    add_verdicts(path, [row], lambda row: {"outcomes": [["pass"]]})
+    other = row | {"predictions": ["two"]}
+    assert with_verdicts(path, [row, other]) == [row | {"outcomes": [["pass"]]}, other]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from allmem.cli.options import (
     ConversionOptions,
     Model,
     OpeningOptions,
-    SamplingOptions,
     Thinking,
     Verbose,
     grouped,
 )
+from allmem.cli.sampling import SamplingOptions
 
 __all__ = ["command"]
 

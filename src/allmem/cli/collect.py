@@ -9,14 +9,15 @@ import typer
 
 from allmem.cli import terminal
 from allmem.cli.options import (
-    SAMPLING,
     ConversionOptions,
     Model,
     OpeningOptions,
     Thinking,
     Verbose,
     grouped,
+    output_option,
 )
+from allmem.cli.sampling import sampling_option
 from allmem.cli.terminal import count, error_console, minutes, progress
 from allmem.cli.training import share_cores
 
@@ -32,38 +33,12 @@ RECOMMENDED = "the model's recommendation"
 class StudentSampling:
     """How the student's next token is chosen; ``None`` for what its makers recommend."""
 
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            "-t",
-            help="0 takes the likeliest token.",
-            show_default=f"{RECOMMENDED}, or 1",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            help="Sample among the likeliest of this total.",
-            show_default=f"{RECOMMENDED}, or 1",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "--top-k",
-            help="Sample among so many; 0 for all.",
-            show_default=f"{RECOMMENDED}, or 0",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    seed: Annotated[
-        int,
-        typer.Option("--seed", help="The same seed gives the same text.", rich_help_panel=SAMPLING),
-    ] = 0
+    temperature: Annotated[float | None, sampling_option("temperature", f"{RECOMMENDED}, or 1")] = (
+        None
+    )
+    top_p: Annotated[float | None, sampling_option("top_p", f"{RECOMMENDED}, or 1")] = None
+    top_k: Annotated[int | None, sampling_option("top_k", f"{RECOMMENDED}, or 0")] = None
+    seed: Annotated[int, sampling_option("seed")] = 0
 
 
 @grouped
@@ -80,14 +55,7 @@ def command(
         ),
     ],
     output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="File of responses (.jsonl) to make, or to go on with.",
-            show_default=False,
-        ),
+        str, output_option("File of responses (.jsonl) to make, or to go on with.", "FILE")
     ],
     opening: OpeningOptions,
     sampling: StudentSampling,
@@ -131,7 +99,12 @@ def command(
             list_files(file)
         opened = opening.open(model, chosen)
         how = recommended_sampling(
-            opened.model, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed
+            opened.model,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.seed,
+            thinking,
         )
         asked = read_prompts(
             prompts, opened.tokenizer, thinking=thinking, longest=max_prompt_tokens, limit=limit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allmem.cli import terminal
-from allmem.cli.options import Dtype, Verbose
+from allmem.cli.options import Dtype, Verbose, output_option
 from allmem.errors import AllMemError
 
 if TYPE_CHECKING:
@@ -48,14 +48,7 @@ def command(
         ),
     ] = None,
     output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Data folder to make, or to go on with.",
-            rich_help_panel=MAKE,
-        ),
+        str | None, output_option("Data folder to make, or to go on with.", rich_help_panel=MAKE)
     ] = None,
     model: Annotated[
         str | None,

@@ -18,7 +18,14 @@ from allmem.cli.evaluate_options import (
     ServerOptions,
     TestSampling,
 )
-from allmem.cli.options import ConversionOptions, OpeningOptions, Thinking, Verbose, grouped
+from allmem.cli.options import (
+    ConversionOptions,
+    OpeningOptions,
+    Thinking,
+    Verbose,
+    grouped,
+    output_option,
+)
 from allmem.cli.terminal import count, error_console, minutes, progress
 from allmem.cli.training import share_cores
 from allmem.errors import AllMemError
@@ -78,14 +85,7 @@ def command(
         ),
     ] = None,
     output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="RUN",
-            help="Folder of the run, to make or to go on with.",
-            show_default=False,
-        ),
+        str | None, output_option("Folder of the run, to make or to go on with.", "RUN")
     ] = None,
     data: Annotated[
         str | None,
@@ -141,10 +141,13 @@ def command(
         models: Sequence[EvaluatedModel]
         baseline: str | None = None
         if server.url is None:
+            server.refuse_alone()
             models, baseline = comparison.models(model, chosen, opening)
         else:
+            server.refuse_beside(comparison, opening, conversion)
             models = [server.model(model, comparison.label, batch, thinking)]
-        setting = dataclasses.replace(setting, sampling=sampling.sampling(protocol, models[0]))
+        how = sampling.sampling(protocol, models[0], thinking)
+        setting = dataclasses.replace(setting, sampling=how, greedy=sampling.greedy)
     with progress(_describe, _share) as on_progress:
         run = evaluate(
             models,
@@ -196,14 +199,25 @@ def _tell(scores: RunScores) -> None:
             one = scores.tasks.get((label, task))
             if one is not None:
                 more = scores.differences.get((label, task))
-                table.add_row(*_line(task, label, one.metric, one.overall, more)[: 6 + compared])
-    for group in scores.run.groups:
+                lines = [_line(task, label, one.metric, one.overall, more, one.missing)]
+                if one.lengths_apart:
+                    lines = [
+                        _line(f"{task} at {cell[0][1]:,}", label, one.metric, score)
+                        for cell, score in one.lengths_apart.items()
+                    ]
+                for line in lines:
+                    table.add_row(*line[: 6 + compared])
+    for group, names in scores.run.groups.items():
         for label in scores.labels:
             mean = scores.groups.get((label, group))
             if mean is not None:
                 more = scores.group_differences.get((label, group))
-                table.add_row(*_line(group, label, "average", mean, more)[: 6 + compared])
+                missing = sum(scores.tasks[label, name].missing for name in names)
+                line = _line(group, label, "average", mean, more, missing)
+                table.add_row(*line[: 6 + compared])
     terminal.console().print(table)
+    for note in scores.notes:
+        error_console().print(f"note: {note}", markup=False)
     for one in scores.tasks.values():
         if one.bad_rows:
             error_console().print(
@@ -213,7 +227,17 @@ def _tell(scores: RunScores) -> None:
             )
 
 
-def _line(task: str, label: str, metric: str, score: Score, more: Score | None) -> list[str]:
+def _line(
+    task: str, label: str, metric: str, score: Score, more: Score | None = None, missing: int = 0
+) -> list[str]:
+    """A line of the table of scores.
+
+    Args:
+        missing: rows that were not answered yet.
+    """
     difference = "" if more is None else f"{more.mean:+.2f} ({more.low:+.2f} to {more.high:+.2f})"
+    if not score.n:
+        return [task, label, metric, "not scored", "", "0", ""]
     interval = f"{score.low:.2f} to {score.high:.2f}"
-    return [task, label, metric, f"{score.mean:.2f}", interval, count(score.n), difference]
+    rows = f"{count(score.n)} of {count(score.n + missing)}" if missing else count(score.n)
+    return [task, label, metric, f"{score.mean:.2f}", interval, rows, difference]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from allmem.cli.options import SAMPLING, OpeningOptions
+from allmem.cli.options import OpeningOptions
+from allmem.cli.sampling import SAMPLING, sampling_option
 from allmem.errors import AllMemError
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ __all__ = ["ComparisonOptions", "ExampleOptions", "Protocol", "ServerOptions", "
 MODELS = "Models"
 SERVER = "Server"
 EXAMPLES = "Examples"
+FLAGS = {"settings": "--set"}
+"""Options that are not called as their fields are."""
+RECOMMENDED = "; with --protocol paper the model's recommendation"
 
 
 class Protocol(StrEnum):
@@ -37,34 +42,9 @@ class Protocol(StrEnum):
 class TestSampling:
     """How the next token is chosen; ``None`` for what the protocol says."""
 
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            "-t",
-            help="0 takes the likeliest token.",
-            show_default="0; with --protocol paper the model's recommendation",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            help="Sample among the likeliest of this total.",
-            show_default="1; with --protocol paper the model's recommendation",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "--top-k",
-            help="Sample among so many; 0 for all.",
-            show_default="0; with --protocol paper the model's recommendation",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
+    temperature: Annotated[float | None, sampling_option("temperature", f"0{RECOMMENDED}")] = None
+    top_p: Annotated[float | None, sampling_option("top_p", f"1{RECOMMENDED}")] = None
+    top_k: Annotated[int | None, sampling_option("top_k", f"0{RECOMMENDED}")] = None
     seed: Annotated[
         int,
         typer.Option(
@@ -72,7 +52,14 @@ class TestSampling:
         ),
     ] = 0
 
-    def sampling(self, protocol: Protocol, model: EvaluatedModel) -> Sampling:
+    @property
+    def greedy(self) -> bool:
+        """Whether the user asked for the likeliest token, and did not just leave it at that."""
+        return self.temperature == 0
+
+    def sampling(
+        self, protocol: Protocol, model: EvaluatedModel, thinking: bool = False
+    ) -> Sampling:
         """For all models of a run: as the first one's makers recommend, under the paper's
         protocol.
 
@@ -80,12 +67,21 @@ class TestSampling:
             AllMemError: if they cannot be asked, or on a value outside its range.
         """
         from allmem.evaluation.local import LocalModel
-        from allmem.reading import Sampling, recommended_sampling
+        from allmem.reading import Sampling, recommendations, recommended_sampling
 
         if protocol is Protocol.paper and isinstance(model, LocalModel):
-            return recommended_sampling(
-                model.opened.model, self.temperature, self.top_p, self.top_k, self.seed
+            own = model.opened.model
+            how = recommended_sampling(
+                own, self.temperature, self.top_p, self.top_k, self.seed, thinking
             )
+            if self.temperature is None and "temperature" not in recommendations(own, thinking):
+                warnings.warn(
+                    f"the makers of {model.label} recommend no way to sample, so all models sample "
+                    f"with temperature = {how.temperature}, top_p = {how.top_p} and top_k = "
+                    f"{how.top_k}; choose with --temperature, --top-p and --top-k",
+                    stacklevel=2,
+                )
+            return how
         if protocol is Protocol.paper and self.temperature is None:
             raise AllMemError(
                 "--protocol paper samples as the model's makers recommend, which a server does not "
@@ -195,6 +191,36 @@ class ServerOptions:
         ),
     ] = None
 
+    def refuse_alone(self) -> None:
+        """Refuse what means something with a server only.
+
+        Raises:
+            AllMemError: if it is there.
+        """
+        if self.tokenizer is not None:
+            raise AllMemError("--tokenizer is for a server's model; give --url, or leave it out")
+
+    def refuse_beside(self, comparison: ComparisonOptions, *loading: Any) -> None:
+        """Refuse what has no meaning for a model that is asked over the network.
+
+        Args:
+            loading: all other options of models that are loaded here.
+
+        Raises:
+            AllMemError: if any of it was given, naming it.
+        """
+        given = [
+            FLAGS.get(name, f"--{name.replace('_', '-')}")
+            for options in (comparison, *loading)
+            for name, default in vars(type(options)()).items()
+            if name != "label" and getattr(options, name) != default
+        ]
+        if given:
+            raise AllMemError(
+                f"{', '.join(given)}: with --url the model is loaded elsewhere; leave it out, or "
+                "evaluate a model here"
+            )
+
     def model(self, name: str | None, label: str | None, batch: int, thinking: bool) -> RemoteModel:
         """The model behind the server.
 
@@ -248,7 +274,7 @@ class ExampleOptions:
             "--truncate",
             min=2,
             metavar="N",
-            help="Cut longer prompts in the middle.",
+            help="Cut longer prompts: in the middle, those of short tasks at the start.",
             show_default="the benchmark's rule",
             rich_help_panel=EXAMPLES,
         ),
@@ -297,7 +323,8 @@ class ExampleOptions:
         bool,
         typer.Option(
             "--run-code",
-            help="Run programs that the model wrote, in a subprocess with limits.",
+            help="Run programs that the model wrote, in a subprocess with limits; also those that "
+            "an earlier command stored.",
             rich_help_panel=EXAMPLES,
         ),
     ] = False

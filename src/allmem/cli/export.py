@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from allmem.cli import terminal
-from allmem.cli.options import DtypeOption, Verbose
+from allmem.cli.options import DtypeOption, Verbose, output_option
 
 __all__ = ["command"]
 
@@ -23,16 +23,7 @@ def command(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder to write; new or empty.",
-            show_default=False,
-        ),
-    ],
+    output: Annotated[str, output_option("Folder to write; new or empty.")],
     merged: Annotated[
         bool,
         typer.Option("--merged", help="Write the whole converted model, with its tokenizer."),

@@ -12,10 +12,10 @@ from allmem.cli.options import (
     ConversionOptions,
     Model,
     OpeningOptions,
-    SamplingOptions,
     Verbose,
     grouped,
 )
+from allmem.cli.sampling import SamplingOptions
 
 __all__ = ["command"]
 

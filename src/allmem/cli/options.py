@@ -21,7 +21,6 @@ from allmem.errors import AllMemError
 
 if TYPE_CHECKING:
     from allmem.opening import OpenedModel
-    from allmem.reading import Sampling
 
 __all__ = [
     "AnswerLength",
@@ -29,10 +28,10 @@ __all__ = [
     "DtypeOption",
     "Model",
     "OpeningOptions",
-    "SamplingOptions",
     "Thinking",
     "Verbose",
     "grouped",
+    "output_option",
 ]
 
 
@@ -80,7 +79,6 @@ AnswerLength = Annotated[
 
 CONVERSION = "Conversion (of a model that is not converted yet)"
 OPENING = "Loading"
-SAMPLING = "Sampling"
 
 
 @dataclass
@@ -265,43 +263,20 @@ class OpeningOptions:
         return open_model(model, conversion, **self.arguments())
 
 
-@dataclass
-class SamplingOptions:
-    """How the next token is chosen."""
+def output_option(what: str, metavar: str = "DIR", default: str | bool = False, **more: Any) -> Any:
+    """Where a command writes.
 
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", "-t", help="0 takes the likeliest token.", rich_help_panel=SAMPLING
-        ),
-    ] = 0.0
-    top_p: Annotated[
-        float,
-        typer.Option(
-            "--top-p", help="Sample among the likeliest of this total.", rich_help_panel=SAMPLING
-        ),
-    ] = 1.0
-    top_k: Annotated[
-        int,
-        typer.Option("--top-k", help="Sample among so many; 0 for all.", rich_help_panel=SAMPLING),
-    ] = 0
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="The same seed gives the same text.", rich_help_panel=SAMPLING),
-    ] = None
-
-    def sampling(self) -> Sampling:
-        """See ``allmem.reading.Sampling``."""
-        from allmem.reading import Sampling
-
-        return Sampling(self.temperature, self.top_p, self.top_k, self.seed)
+    Args:
+        default: what help says of the default.
+    """
+    return typer.Option("--output", "-o", metavar=metavar, help=what, show_default=default, **more)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Spread the dataclasses among a command's parameters into options of their own.
 
-    A parameter that is annotated with one of the dataclasses of this module is made from the
-    values of its fields; the command's help lists them after its own options.
+    A parameter that is annotated with a dataclass is made from the values of its fields; the
+    command's help lists them after its own options.
     """
     hints = get_type_hints(command, include_extras=True)
     own = []

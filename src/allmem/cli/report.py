@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from allmem.cli import terminal
-from allmem.cli.options import Verbose
+from allmem.cli.options import Verbose, output_option
 
 __all__ = ["command"]
 
@@ -22,14 +22,7 @@ def command(
         ),
     ],
     output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder to write.",
-            show_default="report in the first run",
-        ),
+        str | None, output_option("Folder to write.", default="report in the first run")
     ] = None,
     verbose: Verbose = False,
 ) -> None:

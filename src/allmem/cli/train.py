@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from allmem.cli import terminal
-from allmem.cli.options import ConversionOptions, Model, OpeningOptions, Verbose, grouped
+from allmem.cli.options import (
+    ConversionOptions,
+    Model,
+    OpeningOptions,
+    Verbose,
+    grouped,
+    output_option,
+)
 from allmem.cli.training import run
 
 __all__ = ["command"]
@@ -40,16 +47,7 @@ def command(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder for adapter, checkpoint and figures.",
-            show_default=False,
-        ),
-    ],
+    output: Annotated[str, output_option("Folder for adapter, checkpoint and figures.")],
     conversion: ConversionOptions,
     opening: OpeningOptions,
     held_out: Annotated[

@@ -27,7 +27,7 @@ from torch import Tensor
 from allmem.data.stream import IGNORED
 from allmem.documents import LEARNED, load_book, read_document
 from allmem.errors import AllMemError
-from allmem.prompts import plain_ids, start_ids
+from allmem.prompts import plain_ids, plain_spans, start_ids
 from allmem.schema import check_positive
 
 __all__ = ["FactLists", "FactWriter"]
@@ -159,16 +159,11 @@ class FactWriter:
     def _fact(self, form: str, name: str, value: str) -> tuple[list[int], list[bool]]:
         """The tokens of a fact, and which of them are the number."""
         text = form.format(name=name, number=value)
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
+        ids, spans = plain_spans(self.tokenizer, text)
         begin = text.index(value)
-        return encoded["input_ids"], [
+        return ids, [
             first < begin + len(value) and last > begin and text[first:last].strip() != ""
-            for first, last in encoded["offset_mapping"]
+            for first, last in spans
         ]
 
     def _prose(self, draw: random.Random, length: int) -> list[int]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from allmem.data.chat import Piece
 from allmem.data.conversation import Dropped
+from allmem.prompts import plain_spans
 
 __all__ = ["KEPT", "Sample", "fit", "to_sample"]
 
@@ -138,10 +139,7 @@ def _borders(piece: Piece, tokenizer: Any) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=4)
 def _text_borders(tokenizer: Any, text: str) -> NDArray[np.int64]:
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    spans = np.array(encoded["offset_mapping"]).reshape(-1, 2)
+    spans = np.array(plain_spans(tokenizer, text)[1]).reshape(-1, 2)
     clean = np.flatnonzero(spans[1:, 0] >= spans[:-1, 1]) + 1
     return np.concatenate([[0], clean, [len(spans)]])
 

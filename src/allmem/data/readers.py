@@ -8,22 +8,20 @@ is held in memory but the row (a ``.json`` list and a row group of parquet excep
 from __future__ import annotations
 
 import glob
-import gzip
 import json
-import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from allmem.data.config import SourceConfig
-from allmem.errors import AllMemError
+from allmem.data.packed import PACKED, DamagedFileError, intact, json_lines, opened
+from allmem.errors import AllMemError, first_line
 
 __all__ = ["BadRow", "Place", "Row", "list_files", "needed", "read_rows"]
 
 KINDS = (".jsonl", ".json", ".parquet", ".txt", ".md")
-PACKED = (".gz", ".xz")
 
 
 @dataclass(frozen=True, order=True)
@@ -102,11 +100,8 @@ def read_rows(source: SourceConfig, start: Place | None = None) -> Iterator[Row 
         if i < start.file:
             continue
         done = start.rows if i == start.file else 0
-        try:
+        with intact(file):
             yield from _file(file, i, done)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise AllMemError(f"{file} is damaged or cannot be read: {reason}") from error
 
 
 def _file(file: Path, index: int, done: int) -> Iterator[Row | BadRow]:
@@ -114,9 +109,14 @@ def _file(file: Path, index: int, done: int) -> Iterator[Row | BadRow]:
     if kind == ".parquet":
         yield from _parquet(file, index, done)
         return
-    with _open(file) as stream:
+    with opened(file) as stream:
         if kind == ".jsonl":
-            yield from _lines(stream, file, index, done)
+            for number, values in json_lines(stream, done):
+                after = Place(index, number)
+                if isinstance(values, str):
+                    yield BadRow(f"{file}, line {number} {values}", after)
+                else:
+                    yield Row(values, str(file), after)
         elif kind == ".json":
             yield from _list(stream, file, index, done)
         elif done == 0:
@@ -127,30 +127,6 @@ def _file(file: Path, index: int, done: int) -> Iterator[Row | BadRow]:
                 yield BadRow(f"{file} is not UTF-8 (at byte {error.start})", after)
                 return
             yield Row({"text": text, "id": file.name}, str(file), after)
-
-
-def _open(file: Path) -> IO[bytes]:
-    if file.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(file, "rb"))
-    if file.suffix == ".xz":
-        return lzma.open(file, "rb")
-    return file.open("rb")
-
-
-def _lines(stream: IO[bytes], file: Path, index: int, done: int) -> Iterator[Row | BadRow]:
-    for number, line in enumerate(stream, 1):
-        if number <= done or not line.strip():
-            continue
-        after = Place(index, number)
-        try:
-            values = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            yield BadRow(f"{file}, line {number} is not JSON: {error}", after)
-            continue
-        if not isinstance(values, dict):
-            yield BadRow(f"{file}, line {number} is a {type(values).__name__}, not a row", after)
-            continue
-        yield Row(values, str(file), after)
 
 
 def _list(stream: IO[bytes], file: Path, index: int, done: int) -> Iterator[Row | BadRow]:
@@ -185,8 +161,9 @@ def _parquet(file: Path, index: int, done: int) -> Iterator[Row | BadRow]:
                     if number > done:
                         yield Row(values, str(file), Place(index, number))
     except arrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise AllMemError(f"{file} is not a readable parquet file: {reason}") from error
+        raise DamagedFileError(
+            f"{file} is not a readable parquet file: {first_line(error)}"
+        ) from error
 
 
 def _hub(source: SourceConfig, start: Place) -> Iterator[Row | BadRow]:
@@ -204,10 +181,10 @@ def _hub(source: SourceConfig, start: Place) -> Iterator[Row | BadRow]:
         first = list(islice(rows, 1))
     except Exception as error:
         # datasets and the hub raise errors of a dozen classes, from "offline" to "no such split".
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise AllMemError(
-            f"cannot read the data set {name} ({source.split}): {type(error).__name__}: {reason}; "
-            "check the name, the subset and the connection, or name files by path"
+            f"cannot read the data set {name} ({source.split}): {type(error).__name__}: "
+            f"{first_line(error)}; check the name, the subset and the connection, or name files by "
+            "path"
         ) from error
     number = start.rows
     while first:

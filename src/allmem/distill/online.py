@@ -159,7 +159,7 @@ def online_rows(
     if len(prompts) == 1:
         raise AllMemError("one prompt is not enough: another is needed to be judged by")
     back = min(evaluated, max(len(prompts) // 5, 1))
-    sampling = recommended_sampling(opened.model, seed=seed)
+    sampling = recommended_sampling(opened.model, seed=seed, thinking=thinking)
     responder = Responder(opened, prompts.end, sampling, max_new_tokens)
     judged = OnlineRows(responder, prompts.part(slice(-back, None)))
     learned = prompts.part(slice(None, -back))

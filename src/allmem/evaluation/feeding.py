@@ -24,7 +24,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from allmem.models.cache import AllMemCache
 from allmem.opening import OpenedModel
 
-__all__ = ["Feed", "PlainModel", "Source", "Variant", "allows_holes", "allows_padding"]
+__all__ = [
+    "Feed",
+    "PlainModel",
+    "Source",
+    "Variant",
+    "allows_holes",
+    "allows_padding",
+    "layer_bytes",
+]
 
 PIECE = 2048
 """Slots of a batch that a plain model reads in one call: neither activations nor masks grow with
@@ -162,12 +170,14 @@ class Feed:
         """Bytes of all that is remembered."""
         if isinstance(self.cache, AllMemCache):
             return self.cache.nbytes
-        return sum(
-            value.nbytes
-            for layer in self.cache.layers
-            for value in vars(layer).values()
-            if isinstance(value, Tensor) and value.dim() > 1
-        )
+        return sum(map(layer_bytes, self.cache.layers))
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of what a layer of transformers' cache remembers."""
+    kept = [value for value in vars(layer).values() if isinstance(value, Tensor)]
+    # The others are counters.
+    return sum(value.nbytes for value in kept if value.dim() > 1)
 
 
 def _keeps_logits(model: Any) -> bool:

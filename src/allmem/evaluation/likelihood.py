@@ -1,7 +1,7 @@
 """How likely continuations of texts are.
 
-Contexts that several continuations share are read once. Logits are held for the continuations
-alone, a block at a time.
+Contexts that several continuations share are read once, and copied for as many of them at a time
+as there may be. Logits are held for the continuations alone, a block at a time.
 
 Letters: B texts of a batch, T slots, V words.
 """
@@ -9,6 +9,7 @@ Letters: B texts of a batch, T slots, V words.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -28,13 +29,17 @@ LOGIT_SLOTS = 512
 
 
 def likelihoods(
-    new_feed: Callable[[], Feed], pairs: Sequence[Pair], together: bool = True
+    new_feed: Callable[[], Feed],
+    pairs: Sequence[Pair],
+    most: Callable[[int], int],
+    together: bool = True,
 ) -> list[Likelihood]:
     """How likely every continuation is, in the order of ``pairs``.
 
     Args:
         new_feed: makes a batch of texts to be read.
         pairs: tokens of a context and its continuation.
+        most: how many texts of so many tokens may be held at once, beside a context.
         together: whether several contexts may share a batch.
 
     Raises:
@@ -45,42 +50,74 @@ def likelihoods(
         if not context:
             raise AllMemError("a context has no token; the first token of a text has no likelihood")
         by_context.setdefault(tuple(context), []).append(number)
+    asked = [
+        _Asked(context, numbers, [pairs[number][1] for number in numbers])
+        for context, numbers in sorted(by_context.items(), key=lambda one: (len(one[0]), one[0]))
+    ]
     found: dict[int, Likelihood] = {}
-    for contexts in _batches(sorted(by_context, key=lambda ids: (len(ids), ids)), together):
-        numbers = [by_context[context] for context in contexts]
-        asked = [[pairs[number][1] for number in of_one] for of_one in numbers]
-        results = _one_batch(new_feed(), contexts, asked)
-        flat = [number for of_one in numbers for number in of_one]
-        found |= dict(zip(flat, results, strict=True))
+    for batch in _batches(asked, most, together):
+        flat = [number for one in batch for number in one.numbers]
+        found |= dict(zip(flat, _one_batch(new_feed(), batch, most), strict=True))
     return [found[number] for number in range(len(pairs))]
 
 
-def _batches(contexts: Sequence[tuple[int, ...]], together: bool) -> list[list[tuple[int, ...]]]:
-    """Contexts of like length, so that a batch holds little padding."""
-    batches: list[list[tuple[int, ...]]] = []
-    for context in contexts:
-        # They come in order of their length: this one is the longest so far.
-        fits = batches and (len(batches[-1]) + 1) * len(context) <= CONTEXT_SLOTS
-        if fits and together:
-            batches[-1].append(context)
+@dataclass(frozen=True)
+class _Asked:
+    """A context and all its continuations."""
+
+    context: tuple[int, ...]
+    numbers: Sequence[int]
+    """Which of the pairs they are."""
+    said: Sequence[Sequence[int]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest continuation."""
+        return max(map(len, self.said))
+
+
+def _batches(
+    asked: Sequence[_Asked], most: Callable[[int], int], together: bool
+) -> list[list[_Asked]]:
+    """Contexts of like length, so that a batch holds little padding, and so few that there may be
+    a copy for each of their continuations at once. One that has more of them stands alone."""
+    batches: list[list[_Asked]] = []
+    texts = longest = 0
+    for one in asked:
+        texts, longest = texts + len(one.said), max(longest, one.longest)
+        # They come in order of their length: this context is the longest so far.
+        width = len(one.context)
+        fits = batches and (len(batches[-1]) + 1) * width <= CONTEXT_SLOTS
+        if fits and together and texts <= most(width + longest):
+            batches[-1].append(one)
         else:
-            batches.append([context])
+            batches.append([one])
+            texts, longest = len(one.said), one.longest
     return batches
 
 
-def _one_batch(
-    feed: Feed, contexts: Sequence[Sequence[int]], asked: Sequence[Sequence[Sequence[int]]]
-) -> list[Likelihood]:
+def _one_batch(feed: Feed, batch: Sequence[_Asked], most: Callable[[int], int]) -> list[Likelihood]:
     """Likelihoods of each context's continuations, one after the other."""
-    longest = max(map(len, contexts))
-    if longest > 1:
-        feed.read(*left_padded([context[:-1] for context in contexts]))
-    rows = [row for row, of_one in enumerate(asked) for _ in of_one]
-    if longest > 1:
-        feed.select(rows)
-    # The last token of a context predicts the first of its continuation.
-    said = [list(ids) for of_one in asked for ids in of_one]
-    inputs = [[contexts[row][-1], *ids][: len(ids)] for row, ids in zip(rows, said, strict=True)]
+    width = max(len(one.context) for one in batch)
+    if width > 1:
+        feed.read(*left_padded([one.context[:-1] for one in batch]))
+    copies = [(row, ids) for row, one in enumerate(batch) for ids in one.said]
+    step = most(width + max(one.longest for one in batch))
+    found: list[Likelihood] = []
+    for first in range(0, len(copies), step):
+        here = copies[first : first + step]
+        reader = feed if first + step >= len(copies) else feed.fork()
+        if width > 1:
+            reader.select([row for row, _ in here])
+        # The last token of a context predicts the first of its continuation.
+        found += _follow(reader, [(batch[row].context[-1], list(ids)) for row, ids in here])
+    return found
+
+
+def _follow(feed: Feed, asked: Sequence[tuple[int, list[int]]]) -> list[Likelihood]:
+    """Likelihoods of continuations, each of a row of its own, behind the token before it."""
+    said = [ids for _, ids in asked]
+    inputs = [[before, *ids][: len(ids)] for before, ids in asked]
     width = max(map(len, said), default=0)
     totals = torch.zeros(len(said), dtype=torch.float64)
     greedy = torch.ones(len(said), dtype=torch.bool)

@@ -7,13 +7,15 @@ window alone), and with a memory that is never written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
 from allmem.batching import left_padded
 from allmem.errors import AllMemError, unknown_name
+from allmem.evaluation.budget import Budget, bytes_of_text, free_bytes
 from allmem.evaluation.feeding import Feed, Source, Variant, allows_holes, allows_padding
 from allmem.evaluation.generating import Ending, generate
 from allmem.evaluation.grouping import common_beginning
@@ -46,12 +48,17 @@ class LocalModel(EvaluatedModel):
         opened: converted or plain, with its tokenizer.
         label: its name in reports.
         reader: of a converted model.
+        budget: bytes that all texts of a batch may take up, which is read in parts if it needs
+            more; ``None`` for half of what is free on a GPU, 4 GiB elsewhere. A single text is
+            read whatever it takes.
 
     Raises:
         AllMemError: on an unknown reader, or any but the first one of a plain model.
     """
 
-    def __init__(self, opened: Source, label: str, reader: str = "memory") -> None:
+    def __init__(
+        self, opened: Source, label: str, reader: str = "memory", budget: int | None = None
+    ) -> None:
         if reader not in READERS:
             raise AllMemError(unknown_name("reader", reader, READERS))
         if reader != "memory" and not isinstance(opened, OpenedModel):
@@ -62,6 +69,7 @@ class LocalModel(EvaluatedModel):
         self.opened = opened
         self.label = label
         self.reader = reader
+        self.budget = budget
         self.variant = READERS[reader]
         self.tokenizer = opened.tokenizer
         self.sees = opened.sees
@@ -114,8 +122,11 @@ class LocalModel(EvaluatedModel):
             if prompt.max_new_tokens < 1:
                 raise AllMemError(f"max_new_tokens = {prompt.max_new_tokens} must be at least 1")
         tokens = [one for one in ids if one]
+        sizes = [
+            (len(one), prompt.max_new_tokens) for prompt, one in zip(prompts, tokens, strict=True)
+        ]
         answered: dict[int, Completion] = {}
-        for rows in self._batches(tokens):
+        for rows in self._batches(sizes, tokens):
             part = [prompts[row] for row in rows]
             found = self._complete(
                 part, [tokens[row] for row in rows], sampling, [numbers[row] for row in rows]
@@ -123,8 +134,25 @@ class LocalModel(EvaluatedModel):
             answered |= dict(zip(rows, found, strict=True))
         return [answered[row] for row in range(len(prompts))]
 
-    def _batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Which prompts are read together: those that begin alike, and all others."""
+    def _batches(
+        self, sizes: Sequence[tuple[int, int]], ids: Sequence[Sequence[int]]
+    ) -> Iterator[list[int]]:
+        """Which prompts are read together: those that go together, as far as the budget goes."""
+        for rows in self._together(ids):
+            for part in self._free().parts([sizes[row] for row in rows]):
+                yield [rows[i] for i in part]
+
+    def _free(self) -> Budget:
+        """What texts may take up now."""
+        free = free_bytes(self.opened.model.device) if self.budget is None else self.budget
+        return Budget(free, self._of_text)
+
+    @cached_property
+    def _of_text(self) -> Callable[[int], int]:
+        return bytes_of_text(self.opened, memory=self.variant is not without_memory)
+
+    def _together(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Which prompts go together: those that begin alike, and all others."""
         if not allows_padding(self.opened):
             return [[row] for row in range(len(ids))]
         if not allows_holes(self.opened):
@@ -170,7 +198,8 @@ class LocalModel(EvaluatedModel):
         return Ending(stop, prompt.stop, prompt.max_new_tokens, says_something=bool(prompt.ends_at))
 
     def likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
-        return likelihoods(self.feed, pairs, together=allows_padding(self.opened))
+        together = allows_padding(self.opened)
+        return likelihoods(self.feed, pairs, self._free().texts, together)
 
     def session(self) -> Session:
         return LocalSession(self.feed(), self._stop, self.decode)

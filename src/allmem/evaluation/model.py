@@ -112,6 +112,9 @@ class EvaluatedModel(ABC):
     """``None`` if it is not known, as for some servers."""
     reach: int | None = None
     """Tokens of prompt and answer that it was made for; ``None`` if there is no limit."""
+    bounded: bool = False
+    """Whether it refuses a prompt that leaves no room for its answer within ``reach``, as servers
+    do; a model that is loaded here reads on."""
     sees: int = 0
     """Tokens behind which everything is out of its attention's sight, S + W; 0 for full
     attention."""

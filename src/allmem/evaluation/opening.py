@@ -105,13 +105,21 @@ def local_models(
     return models
 
 
-def teacher_of(opened: Source, teacher: str, taken: Sequence[str], **options: Any) -> LocalModel:
+def teacher_of(
+    opened: Source,
+    teacher: str,
+    taken: Sequence[str],
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> LocalModel:
     """The model that another one is compared with, as it is.
 
     Args:
         teacher: its name, or ``BASE``.
         taken: labels that other models have.
-        options: dtype and device, as for ``open_base``.
+        dtype: the other model's if not given: the difference would else be that of rounding too.
+        device: as for ``open_base``.
 
     Raises:
         AllMemError: if it is not known or cannot be loaded.
@@ -122,7 +130,8 @@ def teacher_of(opened: Source, teacher: str, taken: Sequence[str], **options: An
         source = getattr(config, "base_source", None) or ""
         if not source:
             raise AllMemError("the model does not say what it was converted from; name its teacher")
-    model, tokenizer = open_base(source, **options)
+    dtype = dtype or str(opened.model.dtype).removeprefix("torch.")
+    model, tokenizer = open_base(source, dtype=dtype, device=device)
     if isinstance(model, AllMemForCausalLM):
         raise AllMemError(f"the teacher {source} is converted itself; name the original model")
     name = name_of(source)

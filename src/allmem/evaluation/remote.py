@@ -3,7 +3,7 @@ llama.cpp or a service. It answers; nothing else can be asked of it.
 
 Conversations go to ``/chat/completions``, texts to ``/completions``. Where the server is vLLM or
 SGLang, as its list of models says, their extensions carry what the protocol cannot: how an answer
-begins, whether the model thinks first, top-k sampling.
+begins, whether the model thinks first, top-k sampling. Other servers are not asked what needs them.
 """
 
 from __future__ import annotations
@@ -49,17 +49,23 @@ class Patience:
 class RemoteModel(EvaluatedModel):
     """A model behind a server.
 
+    ``complete`` refuses, before anything is sent, what only an extension could tell a server that
+    has none.
+
     Args:
         url: of the server, with or without ``/v1``.
         model: as the server calls it; ``None`` for the only one that it has.
         label: its name in reports; ``None`` for the server's.
-        tokenizer: to cut prompts that are too long; without one nothing is cut.
+        tokenizer: to cut prompts that are too long; without one, tasks that may have to are refused
+            (``prompting``).
         concurrency: prompts that are under way at once.
         thinking: whether the model shall think first, where the server can be told.
 
     Raises:
         AllMemError: if the server cannot be reached, or has no such model.
     """
+
+    bounded = True
 
     def __init__(
         self,
@@ -98,8 +104,28 @@ class RemoteModel(EvaluatedModel):
     def complete(
         self, prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
     ) -> list[Completion]:
+        if not self.extended:
+            self._check_protocol(prompts, sampling)
         with ThreadPoolExecutor(self.concurrency) as pool:
             return list(pool.map(self._one, prompts, [sampling] * len(prompts), numbers))
+
+    def _check_protocol(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """What the protocol alone cannot say.
+
+        Raises:
+            AllMemError: if something is asked for that it cannot.
+        """
+        known = "vLLM and SGLang can, and say so in their list of models (owned_by)"
+        if sampling.top_k:
+            raise AllMemError(
+                f"{self.url} cannot be told top_k = {sampling.top_k}; {known}. Sample without it "
+                "(--top-k 0)"
+            )
+        if any(prompt.messages is not None and prompt.answer_prefix for prompt in prompts):
+            raise AllMemError(
+                f"{self.url} cannot be told how an answer in a conversation begins, which this "
+                f"task does; {known}. Leave the task out, or load the model here"
+            )
 
     def _model(self, name: str | None) -> dict[str, Any]:
         """What the server says about a model."""
@@ -123,7 +149,7 @@ class RemoteModel(EvaluatedModel):
         }
         if sampling.temperature > 0:
             body["seed"] = random.Random(f"{sampling.seed} response {number}").getrandbits(31)
-        if sampling.top_k and self.extended:
+        if sampling.top_k:
             body["top_k"] = sampling.top_k
         if prompt.stop:
             body["stop"] = list(prompt.stop[:STOPS])

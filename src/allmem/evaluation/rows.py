@@ -12,22 +12,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from allmem.errors import AllMemError, unknown_name
-from allmem.evaluation.task import Row, Setting
+from allmem.evaluation.task import Row, Setting, Task
+from allmem.evaluation.verdicts import with_verdicts
 from allmem.files import atomic_path
-from allmem.journal import Journal, Kind
+from allmem.journal import Journal, Kind, first_difference
 
 __all__ = [
+    "OF_EXAMPLES",
     "ROWS",
     "Run",
     "RowsFile",
     "bad_rows_path",
     "rows_path",
     "setting_header",
+    "task_header",
     "write_run",
 ]
 
@@ -38,9 +42,11 @@ ROWS = Kind(
     again="evaluate again, into another folder",
     repair="evaluate the rest again",
 )
+OF_EXAMPLES = ("examples", "fingerprint")
+"""Keys of a header that tell which examples there are."""
 RUN_KIND, RUN_FORMAT = "run", 1
 RUN_FILE = "run.json"
-TOLD = ("data", "skip_bad_rows", "beyond")
+TOLD = ("data", "skip_bad_rows", "beyond", "sinks", "chunk", "run_code")
 """Choices of a setting that do not change what an example's answer is; they may change which
 examples there are, which a header tells by their fingerprint."""
 
@@ -59,12 +65,12 @@ class RowsFile:
         ``fingerprint`` (of them), ``metric``, ``scale``, ``higher_is_better``."""
 
     def rows(self) -> list[Row]:
-        """The rows, in the order of the task.
+        """The rows, in the order of the task, with what was found out about them afterwards.
 
         Raises:
             AllMemError: if a line is damaged, naming it.
         """
-        return [row for row, _ in self.journal.lines()]
+        return with_verdicts(self.journal.path, [row for row, _ in self.journal.lines()])
 
 
 class Run:
@@ -181,6 +187,20 @@ def setting_header(setting: Setting) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in TOLD}
 
 
+def task_header(task: Task, identity: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """All of a header that does not take making the examples."""
+    return {
+        **ROWS.header,
+        "task": task.name,
+        "model": identity,
+        "setting": setting_header(setting),
+        **dict.fromkeys(OF_EXAMPLES),
+        "metric": task.metric,
+        "scale": task.scale,
+        "higher_is_better": task.higher_is_better,
+    }
+
+
 def write_run(
     folder: Path,
     models: Sequence[dict[str, Any]],
@@ -191,6 +211,7 @@ def write_run(
     *,
     date: str,
     command: str,
+    versions: dict[str, str],
     **about: Any,
 ) -> None:
     """Write ``run.json``. What an earlier command put into the folder stays, and the same command
@@ -201,10 +222,19 @@ def write_run(
         left_out: see ``Run``.
         date: kept of the first command.
         command: kept of every command that differs.
-        about: setting, batch, versions: as they are now.
+        versions: as they are now; those of earlier commands stay beside them, and a change is told.
+        about: setting and batch, as they are now.
     """
     before = Run(folder).about if (folder / RUN_FILE).exists() else {}
     known = {model["label"]: model for model in [*before.get("models", []), *models]}
+    earlier = list(before.get("earlier_versions", []))
+    if before.get("versions", versions) != versions:
+        earlier.append(before["versions"])
+        changed = first_difference(before["versions"], versions)
+        warnings.warn(
+            f"{folder} was begun with other versions ({changed}); scores may depend on them",
+            stacklevel=3,
+        )
     values = {
         "kind": RUN_KIND,
         "format": RUN_FORMAT,
@@ -215,6 +245,8 @@ def write_run(
         "left_out": {**before.get("left_out", {}), **left_out},
         "date": before.get("date", date),
         "commands": list(dict.fromkeys([*before.get("commands", []), command])),
+        "versions": versions,
+        **({"earlier_versions": earlier} if earlier else {}),
         **about,
     }
     with atomic_path(folder / RUN_FILE) as part:

@@ -6,6 +6,9 @@ Everything is made from stored rows alone. How a mean gets its interval is the b
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,15 +33,26 @@ __all__ = [
     "Score",
     "Scored",
     "TaskScores",
+    "average_of",
     "cells_of",
+    "difference_of",
     "group_average",
     "group_difference",
     "mean_score",
     "paired_difference",
     "run_scores",
+    "same_examples",
     "score_rows",
     "task_scores",
+    "why_apart",
 ]
+
+SHARES = 100.0
+"""Scale of scores that are shares of something, which may be averaged whatever they are called."""
+ONE_SETTING = ("protocol", "sampling", "limit", "quick", "thinking")
+"""What tasks must have in common to be averaged."""
+BY_LENGTH = "ruler/"
+"""Tasks whose lengths are tests of their own: there is no mean over lengths."""
 
 Cell = tuple[tuple[str, str | int | float], ...]
 """A place in a task's table: names and values, in the order of the task."""
@@ -85,14 +99,37 @@ class TaskScores:
                 found |= dict.fromkeys(part.scores)
         return list(found)
 
+    @functools.cached_property
+    def counted(self) -> Sequence[Scored]:
+        """What counts where no cell is named: without answers that attention saw itself
+        (``beyond: no``), unless there are no others."""
+        kept = [
+            dataclasses.replace(one, parts=[p for p in one.parts if p.cell.get("beyond") != "no"])
+            for one in self.scored
+        ]
+        return kept if any(one.parts for one in kept) else self.scored
+
+    @property
+    def missing(self) -> int:
+        """Rows that the task has more of."""
+        return max(0, self.header.get("examples", 0) - len(self.scored))
+
+    @functools.cached_property
+    def lengths_apart(self) -> dict[Cell, Score]:
+        """The means at lengths over which there is no mean, if there are several."""
+        found = self.cells("length") if self.task.startswith(BY_LENGTH) else {}
+        return found if len(found) > 1 else {}
+
     @property
     def overall(self) -> Score:
         """The mean of the first metric."""
         return self.score()
 
     def score(self, metric: str | None = None, where: Mapping[str, Any] | None = None) -> Score:
-        """The mean of a metric, over all parts or those whose cells have these values."""
-        return mean_score(self.scored, metric or self.metric, self.scale, where)
+        """The mean of a metric, over all parts that count or those whose cells have these
+        values."""
+        scored = self.scored if where else self.counted
+        return mean_score(scored, metric or self.metric, self.scale, where)
 
     def cells(self, *names: str, metric: str | None = None) -> dict[Cell, Score]:
         """Means by cell; with names, by these names only (length, say, over all depths)."""
@@ -112,11 +149,14 @@ class RunScores:
     tasks: dict[tuple[str, str], TaskScores]
     """By model and task; without those that have no rows yet."""
     groups: dict[tuple[str, str], Score]
-    """Averages by model and group, where every task of the group has rows."""
+    """Averages by model and group, where every task of the group has rows and nothing keeps them
+    apart."""
     differences: dict[tuple[str, str], Score]
     """By model and task: how much it has over the baseline on the rows that both answered."""
     group_differences: dict[tuple[str, str], Score]
     """By model and group: the mean of its tasks' differences."""
+    notes: Sequence[str] = ()
+    """Averages and differences that there are not, and why."""
 
     @property
     def names(self) -> list[str]:
@@ -153,7 +193,38 @@ def group_difference(pairs: Sequence[tuple[TaskScores, TaskScores]]) -> Score:
     Args:
         pairs: of each task, one model's scores and the baseline's.
     """
-    return mean_difference([(o.scored, base.scored, o.metric, o.scale) for o, base in pairs])
+    return mean_difference([(o.counted, base.counted, o.metric, o.scale) for o, base in pairs])
+
+
+def average_of(tasks: Sequence[TaskScores]) -> Score:
+    """The mean of several tasks' means."""
+    return group_average([(one.counted, one.metric, one.scale) for one in tasks])
+
+
+def difference_of(ours: TaskScores, base: TaskScores) -> Score | None:
+    """How much one model has over another, on the rows that both answered; ``None`` if there are
+    none, or their examples are not the same."""
+    both = {one.id for one in ours.scored} & {one.id for one in base.scored}
+    if not both or not same_examples(ours, base):
+        return None
+    return paired_difference(ours.counted, base.counted, ours.metric, ours.scale)
+
+
+def same_examples(one: TaskScores, other: TaskScores) -> bool:
+    """Whether two models were asked the same: an ``id`` alone does not tell."""
+    return one.header.get("fingerprint") == other.header.get("fingerprint")
+
+
+def why_apart(tasks: Sequence[TaskScores]) -> str | None:
+    """Why tasks of one model cannot be averaged; ``None`` if they can."""
+    kinds = {(one.scale, one.higher_is_better, one.scale == SHARES or one.metric) for one in tasks}
+    if len(kinds) > 1:
+        return "their scores are not of one kind"
+    for key in ONE_SETTING:
+        settings = [(one.header.get("setting") or {}).get(key) for one in tasks]
+        if len({json.dumps(value, sort_keys=True) for value in settings}) > 1:
+            return f"they were not run with the same {key}"
+    return None
 
 
 def run_scores(folder: str | Path, tasks: Mapping[str, Task] | None = None) -> RunScores:
@@ -174,11 +245,18 @@ def run_scores(folder: str | Path, tasks: Mapping[str, Task] | None = None) -> R
             assert task is not None
             found[label, name] = task_scores(run, label, task)
     groups, differences, group_differences = {}, {}, {}
+    notes: list[str] = []
     for (label, name), ours in found.items():
         base = found.get((run.baseline, name))
-        if label != run.baseline and base is not None:
-            differences[label, name] = paired_difference(
-                ours.scored, base.scored, ours.metric, ours.scale
+        if label == run.baseline or base is None:
+            continue
+        difference = difference_of(ours, base)
+        if difference is not None:
+            differences[label, name] = difference
+        elif not same_examples(ours, base):
+            notes.append(
+                f"{label} and {run.baseline} were asked different examples of {name}: there is no "
+                "difference"
             )
     for label in run.labels:
         for group, names in run.groups.items():
@@ -186,12 +264,20 @@ def run_scores(folder: str | Path, tasks: Mapping[str, Task] | None = None) -> R
             own = [one for one in members if one is not None]
             if len(own) < len(names):
                 continue
-            groups[label, group] = group_average([(m.scored, m.metric, m.scale) for m in own])
+            apart = why_apart(own)
+            if apart is None and any(one.lengths_apart for one in own):
+                apart = "its tasks are averaged by length (see `allmem report`)"
+            if apart is not None:
+                notes.append(f"{label} has no average of {group}: {apart}")
+                continue
+            groups[label, group] = average_of(own)
             if all((label, name) in differences for name in names):
                 group_differences[label, group] = group_difference(
                     [(m, found[run.baseline, m.task]) for m in own]
                 )
-    return RunScores(run, run.labels, run.baseline, found, groups, differences, group_differences)
+    return RunScores(
+        run, run.labels, run.baseline, found, groups, differences, group_differences, notes
+    )
 
 
 def task_scores(run: Run, label: str, task: Task) -> TaskScores:

@@ -7,25 +7,21 @@ data sets' own loading scripts are not run. What a row means is none of this mod
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
-from allmem.errors import AllMemError
+from allmem.data.packed import intact, json_lines, opened, unpacked, variants
+from allmem.errors import AllMemError, first_line
 from allmem.evaluation.bad_rows import bad_row
 from allmem.evaluation.task import Setting
+from allmem.evaluation.user_files import Line, data_folder, first_file, from_hub, hub_page
 
-__all__ = ["Line", "Source", "read_lines"]
-
-ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
-DAMAGE = (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+__all__ = ["Source", "read_lines"]
 
 
 @dataclass(frozen=True)
@@ -40,26 +36,6 @@ class Source:
     """The data set on the hub."""
     hub_file: str
     """The file of it that has the set: ``hotpotqa.jsonl``, or an archive."""
-
-    @property
-    def page(self) -> str:
-        """Where it can be had by hand."""
-        return f"https://huggingface.co/datasets/{self.hub}"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row as it stands in a file."""
-
-    values: dict[str, Any]
-    file: str
-    number: int
-    """Of the line, from 1."""
-
-    @property
-    def place(self) -> str:
-        """For messages."""
-        return f"{self.file}, line {self.number}"
 
 
 def read_lines(source: Source, setting: Setting) -> Iterator[Line]:
@@ -98,40 +74,40 @@ def read_lines(source: Source, setting: Setting) -> Iterator[Line]:
             f"{setting.data} has no rows of {source.suite}/{source.name}: looked for "
             f"{source.name}.jsonl (also .gz, .xz), {source.hub_file}, and files of several sets "
             f'with "dataset": "{source.name}", in {", ".join(map(str, folders))}; get '
-            f"{source.hub_file} from {source.page}, or leave out --data to read it from the hub"
+            f"{source.hub_file} from {hub_page(source.hub)}, or leave out --data to read it from "
+            "the hub"
         )
 
 
 def _folders(source: Source, data: Path) -> list[Path]:
     """Folders that may hold a set's file, the likeliest first."""
-    data = data.expanduser()
-    if not data.is_dir():
-        raise AllMemError(f"there is no folder {data}; --data is a folder of benchmark files")
+    data = data_folder(data)
     names = {source.suite, source.hub.split("/")[-1].lower()}
     own = sorted(path for path in data.iterdir() if path.is_dir() and path.name.lower() in names)
-    unpacked = Path(source.hub_file).stem
-    found = [folder for base in (*own, data) for folder in (base, base / "data", base / unpacked)]
+    archive = Path(source.hub_file).stem
+    found = [folder for base in (*own, data) for folder in (base, base / "data", base / archive)]
     return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
 
 
 def _own_file(source: Source, folders: list[Path]) -> Path | None:
-    names = [source.name + ending for ending in ENDINGS]
+    names = [f"{source.name}.jsonl"]
     names += [source.hub_file] if source.hub_file.endswith(".zip") else []
-    paths = [folder / name for folder in folders for name in names]
-    return next((path for path in paths if path.is_file() and _has(path, source)), None)
+    return first_file(
+        (folder / name for folder in folders for name in names), partial(_has, source)
+    )
 
 
-def _has(path: Path, source: Source) -> bool:
+def _has(source: Source, path: Path) -> bool:
     """Whether a file can be the set's: any but an archive of other sets."""
-    if path.suffix != ".zip":
-        return True
-    with _whole(str(path)), zipfile.ZipFile(path) as archive:
+    if path.suffix != ".zip" or not path.is_file():
+        return path.is_file()
+    with from_hub(source.hub), intact(path), zipfile.ZipFile(path) as archive:
         return _member(archive, source) is not None
 
 
 def _jsonl_files(folders: list[Path]) -> list[Path]:
     found = {path for folder in folders for path in folder.iterdir() if path.is_file()}
-    return sorted(path for path in found if path.name.lower().endswith(ENDINGS))
+    return sorted(path for path in found if path.name.lower().endswith(variants(".jsonl")))
 
 
 def _download(source: Source) -> Path:
@@ -141,66 +117,40 @@ def _download(source: Source) -> Path:
         return Path(hf_hub_download(source.hub, source.hub_file, repo_type="dataset"))
     except Exception as error:
         # From "offline" over "no such file" to a full disk, of a dozen classes.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise AllMemError(
             f"cannot get {source.hub_file} of {source.hub} from the hub: {type(error).__name__}: "
-            f"{reason}; check the connection, or download it from {source.page} and name its "
-            "folder (--data)"
+            f"{first_line(error)}; check the connection, or download it from "
+            f"{hub_page(source.hub)} and name its folder (--data)"
         ) from error
 
 
 def _read(path: Path, source: Source) -> Iterator[Line | str]:
     """The rows of a file, and what is wrong with lines that are none."""
-    with _whole(str(path)), _open(path, source) as (stream, name):
-        for number, text in enumerate(stream, 1):
-            if not text.strip():
-                continue
-            try:
-                values = json.loads(text)
-                problem = f"is a {type(values).__name__}, not a row"
-            except ValueError as error:
-                values, problem = None, f"is not JSON: {error}"
-            if isinstance(values, dict):
-                yield Line(values, name, number)
+    with from_hub(source.hub), intact(path), _open(path, source) as (stream, name):
+        for number, values in json_lines(stream):
+            if isinstance(values, str):
+                yield f"{name}, line {number} {values}"
             else:
-                yield f"{name}, line {number} {problem}"
-
-
-@contextmanager
-def _whole(name: str) -> Iterator[None]:
-    """Turns what damaged files raise into a message."""
-    try:
-        yield
-    except DAMAGE as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AllMemError(
-            f"{name} is damaged or cannot be read: {reason}; download it again"
-        ) from error
+                yield Line(values, name, number)
 
 
 @contextmanager
 def _open(path: Path, source: Source) -> Iterator[tuple[IO[bytes], str]]:
     """A file, or the set's file in an archive, unpacked; and its name for messages."""
     if path.suffix != ".zip":
-        with path.open("rb") as file, _unpacked(file, path.name) as stream:
+        with opened(path) as stream:
             yield stream, str(path)
         return
     with zipfile.ZipFile(path) as archive:
         member = _member(archive, source)
         if member is None:
-            raise AllMemError(f"{path} holds no {source.name}.jsonl; get it from {source.page}")
-        with archive.open(member) as packed, _unpacked(packed, member) as stream:
+            raise AllMemError(
+                f"{path} holds no {source.name}.jsonl; get it from {hub_page(source.hub)}"
+            )
+        with archive.open(member) as packed, unpacked(packed, member) as stream:
             yield stream, f"{path}/{member}"
 
 
-def _unpacked(stream: IO[bytes], name: str) -> IO[bytes]:
-    if name.endswith(".gz"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
-    if name.endswith(".xz"):
-        return lzma.LZMAFile(stream)
-    return stream
-
-
 def _member(archive: zipfile.ZipFile, source: Source) -> str | None:
-    names = {source.name + ending for ending in ENDINGS}
+    names = variants(f"{source.name}.jsonl")
     return next((name for name in archive.namelist() if name.rpartition("/")[2] in names), None)

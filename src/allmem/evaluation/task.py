@@ -6,16 +6,18 @@ lines alone, so that they can be made again, and by other rules, without the mod
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from allmem.evaluation.grouping import alike_together
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.prompting import make_prompt
+from allmem.evaluation.thinking import after_thinking
 from allmem.reading import Sampling
 
 __all__ = ["Example", "Part", "PromptTask", "Request", "Row", "Setting", "Task"]
@@ -49,9 +51,29 @@ class Setting:
     """The smallest form of a task that still says something."""
     run_code: bool = False
     """Run programs that a model wrote, in a sandbox; else they are stored and not scored."""
+    greedy: bool = False
+    """The likeliest token is the user's own choice: of tasks too that else sample in their own
+    way."""
     beyond: int | None = None
-    """Tokens that the facts of a probe are older than; ``None`` for what the model sees. The runner
-    takes the largest of its models, so that all are asked the same."""
+    """Tokens that the facts of a probe are older than; ``None`` for what the model sees."""
+    sinks: int | None = None
+    """First tokens among which no fact of a probe stands; ``None`` for the model's sinks."""
+    chunk: int | None = None
+    """Tokens of a chunk where a probe counts in chunks; ``None`` for the model's."""
+
+    def for_all(self, models: Sequence[EvaluatedModel]) -> Self:
+        """The same, so that all these models are asked the same: what was left to each of them is
+        the largest among them."""
+
+        def largest(chosen: int | None, sizes: Iterable[int]) -> int:
+            return max(sizes) if chosen is None else chosen
+
+        return dataclasses.replace(
+            self,
+            beyond=largest(self.beyond, (model.sees for model in models)),
+            sinks=largest(self.sinks, (model.sinks for model in models)),
+            chunk=largest(self.chunk, (model.chunk for model in models)),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,9 @@ class Request:
     joined: bool = False
     """Whether the tokens that are left become text as one, not each half by itself: a character
     that was cut may read otherwise."""
+    least_new_tokens: int | None = None
+    """What is left of ``max_new_tokens`` where prompt and answer would go beyond the model's reach;
+    ``None`` for all of them."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +167,32 @@ class Task(ABC):
     def parts(self, row: Row) -> list[Part]:
         """What a stored answer is worth."""
 
+    def settle(self, path: Path, examples: Sequence[Example], setting: Setting) -> None:
+        """What is left to do once all examples are answered; nothing, as a rule.
+
+        Args:
+            path: of the file of rows.
+            examples: all of them.
+        """
+        return
+
     def group(self, examples: Sequence[Example], batch: int) -> list[list[Example]]:
         """Batches of examples; the default takes them as they come."""
         return [list(examples[i : i + batch]) for i in range(0, len(examples), batch)]
 
 
 class PromptTask(Task):
-    """A task whose examples are prompts, and whose answers are texts."""
+    """A task whose examples are prompts, and whose answers are texts. What a model thought aloud
+    before an answer is kept in its row and does not count."""
 
     def answer(
         self, model: EvaluatedModel, examples: Sequence[Example], setting: Setting
     ) -> list[Row]:
-        prompts = [make_prompt(example.ask, model, setting) for example in examples]
+        requests = [example.ask for example in examples]
+        if setting.thinking:
+            # A thought may hold what ends an answer.
+            requests = [dataclasses.replace(request, ends_at="") for request in requests]
+        prompts = [make_prompt(request, model, setting) for request in requests]
         numbers = [example.number(setting.seed) for example in examples]
         completions = model.complete(prompts, setting.sampling, numbers)
         return [
@@ -172,7 +211,8 @@ class PromptTask(Task):
         return super().group([examples[i] for i in order], batch)
 
     def parts(self, row: Row) -> list[Part]:
-        return [Part(self.score(row["prediction"], row["reference"]), row["cell"])]
+        answer = after_thinking(row["prediction"])
+        return [Part(self.score(answer, row["reference"]), row["cell"])]
 
     @abstractmethod
     def score(self, prediction: str, reference: Mapping[str, Any]) -> dict[str, float]:

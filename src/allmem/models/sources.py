@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from allmem.errors import AllMemError
+from allmem.errors import AllMemError, first_line
 
 __all__ = ["gguf_file", "load_base", "load_tokenizer", "smollm2_file"]
 
@@ -76,8 +76,9 @@ def load_base(source: str | os.PathLike[str], **options: Any) -> PreTrainedModel
     except AllMemError:
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AllMemError(f"cannot load {source} as a causal language model: {reason}") from error
+        raise AllMemError(
+            f"cannot load {source} as a causal language model: {first_line(error)}"
+        ) from error
 
 
 def _load_gguf(file: Path, **options: Any) -> PreTrainedModel:
@@ -107,5 +108,4 @@ def load_tokenizer(source: str | os.PathLike[str], **options: Any) -> Any:
             return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
         return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AllMemError(f"cannot load a tokenizer from {source}: {reason}") from error
+        raise AllMemError(f"cannot load a tokenizer from {source}: {first_line(error)}") from error

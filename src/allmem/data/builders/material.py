@@ -22,7 +22,7 @@ from allmem.data.config import DataConfig, SourceConfig
 from allmem.data.conversation import Conversation, Dropped, Message
 from allmem.data.readers import BadRow, read_rows
 from allmem.errors import AllMemError
-from allmem.prompts import BETWEEN, plain_ids
+from allmem.prompts import BETWEEN, plain_ids, plain_spans
 from allmem.schema import build_from
 
 __all__ = ["BuilderBase", "Material", "Measured", "SENTENCE_END"]
@@ -56,10 +56,7 @@ class Material:
 
     def spans(self, text: str) -> NDArray[np.int64]:
         """[T, 2] first character and end of every token."""
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        return np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        return np.array(plain_spans(self.tokenizer, text)[1], dtype=np.int64).reshape(-1, 2)
 
     def head(self, text: str, tokens: int) -> str:
         """The beginning of a text, whole sentences of at most so many tokens."""

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from allmem.evaluation.harness.encoding import (
-    after_thinking,
     chat_text,
     encode_pair,
     encode_prompt,
+    shortened_text,
     until,
 )
 from allmem.evaluation.model import EvaluatedModel, Prompt
+from allmem.evaluation.prompting import PAPER_NEW_TOKENS, check_can_cut, fitting_answer
 from allmem.evaluation.task import Example, Row, Setting
+from allmem.evaluation.thinking import after_thinking
 
 __all__ = ["LibraryRequest", "compare", "generate", "requests_of"]
 
@@ -57,14 +59,16 @@ def requests_of(library_task: Any, document: dict[str, Any], chat: bool) -> list
     return [(instance.request_type, *instance.args) for instance in instances]
 
 
-def compare(model: EvaluatedModel, examples: Sequence[Example]) -> list[Row]:
+def compare(model: EvaluatedModel, examples: Sequence[Example], setting: Setting) -> list[Row]:
     """How likely each choice is. All choices of all examples go to the model at once."""
     pairs, cuts = [], []
     for example in examples:
         for _, context, continuation in example.ask:
             before, after = encode_pair(model.tokenizer, context, continuation)
-            # One more than the model was made for: the last token is not read.
-            room = None if model.reach is None else max(1, model.reach + 1 - len(after))
+            room = setting.truncate
+            if room is None and model.reach is not None:
+                # One more than the model was made for: the last token is not read.
+                room = max(1, model.reach + 1 - len(after))
             kept = before if room is None else before[-room:]
             pairs.append((kept, after))
             cuts.append(len(before) - len(kept))
@@ -106,21 +110,36 @@ def generate(model: EvaluatedModel, examples: Sequence[Example], setting: Settin
 
 
 def _prompt(request: LibraryRequest, model: EvaluatedModel, setting: Setting) -> Prompt:
+    """What a model reads of a request, without its beginning where it is too long.
+
+    The paper's longest answer is as long as the model's reach allows, and never shorter than the
+    task's own.
+    """
     _, context, how = request
     messages = context if isinstance(context, list) else None
-    new_tokens = setting.max_new_tokens or int(how.get("max_gen_toks", NEW_TOKENS))
+    own = int(how.get("max_gen_toks", NEW_TOKENS))
+    most = setting.max_new_tokens or (PAPER_NEW_TOKENS if setting.protocol == "paper" else own)
+    text = messages[-1]["content"] if messages else context
     ids, cut = None, 0
+    check_can_cut(model, setting.truncate or model.reach)
     if model.tokenizer is not None:
-        text = chat_text(model.tokenizer, messages, setting.thinking) if messages else context
-        limits = [setting.truncate, None if model.reach is None else model.reach - new_tokens]
-        longest = min((limit for limit in limits if limit is not None), default=None)
-        ids, cut = encode_prompt(model.tokenizer, text, longest)
+        whole = chat_text(model.tokenizer, messages, setting.thinking) if messages else context
+        read, _ = encode_prompt(model.tokenizer, whole, None)
+        asked = min(len(read), setting.truncate or len(read))
+        most = fitting_answer(most, setting.max_new_tokens or min(own, most), model.reach, asked)
+        longest = setting.truncate
+        if model.reach is not None and (longest is None or model.bounded):
+            longest = min(model.reach - most, asked)
+        ids, cut = encode_prompt(model.tokenizer, whole, longest)
+        if cut:
+            # A server continues the same text: no conversation is what is left of one.
+            messages, text = None, shortened_text(model.tokenizer, ids)
     return Prompt(
         ids=ids,
-        text=messages[-1]["content"] if messages else context,
+        text=text,
         messages=messages,
         cut=cut,
-        max_new_tokens=new_tokens,
+        max_new_tokens=most,
         stop=() if _thinks(request, setting) else _stops(request),
     )
 

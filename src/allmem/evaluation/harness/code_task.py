@@ -1,11 +1,13 @@
 """LiveCodeBench as a task: several answers to each problem, run on its tests if the user allows it.
 
 Running code that a model wrote is never done unasked (``Setting.run_code``). The outcome of every
-test is stored beside the answer, so that scores need no second run.
+test is stored with the answer, so that scores need no second run; answers that were stored without
+are judged when it is asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,6 @@ from pathlib import Path
 from allmem.errors import AllMemError
 from allmem.evaluation.bad_rows import bad_row
 from allmem.evaluation.benchmarks import benchmark
-from allmem.evaluation.harness.encoding import after_thinking
 from allmem.evaluation.harness.files import Files, read_files
 from allmem.evaluation.harness.livecodebench import (
     Problem,
@@ -23,9 +24,13 @@ from allmem.evaluation.harness.livecodebench import (
     read_problem,
 )
 from allmem.evaluation.model import EvaluatedModel
-from allmem.evaluation.prompting import make_prompt
-from allmem.evaluation.sources import Line, Source, read_lines
+from allmem.evaluation.prompting import PAPER_NEW_TOKENS, check_can_cut, make_prompt
+from allmem.evaluation.rows import RowsFile
+from allmem.evaluation.sources import Source, read_lines
 from allmem.evaluation.task import Example, Part, Request, Row, Setting, Task
+from allmem.evaluation.thinking import after_thinking
+from allmem.evaluation.user_files import Line
+from allmem.evaluation.verdicts import add_verdicts
 from allmem.reading import Sampling
 
 __all__ = ["CodeTask"]
@@ -51,9 +56,10 @@ class CodeTask(Task):
         if not setting.run_code:
             warnings.warn(
                 f"{self.name}: answers are stored but not scored, since code that a model wrote "
-                "is run only when it is asked for (--run-code)",
+                "is run only when it is asked for; the same command with --run-code judges them",
                 stacklevel=2,
             )
+        check_can_cut(model, setting.truncate or _shortens(model, setting))
         found = 0
         for line in _lines(setting):
             if setting.limit is not None and found >= setting.limit:
@@ -73,12 +79,17 @@ class CodeTask(Task):
     def answer(
         self, model: EvaluatedModel, examples: Sequence[Example], setting: Setting
     ) -> list[Row]:
-        own = setting.protocol == "official" and setting.sampling.temperature == 0
-        sampling = SAMPLING if own else setting.sampling
+        sampling = _sampling(setting)
         samples = SAMPLES if sampling.temperature > 0 else 1
-        prompts = [make_prompt(_request(e.ask, model), model, setting) for e in examples]
+        prompts = [make_prompt(_request(e.ask, model, setting), model, setting) for e in examples]
         rows: list[Row] = [
-            {"predictions": [], "cut": prompt.cut, "new_tokens": 0, "finished": True}
+            {
+                "predictions": [],
+                "sampling": dataclasses.asdict(sampling),
+                "cut": prompt.cut,
+                "new_tokens": 0,
+                "finished": True,
+            }
             for prompt in prompts
         ]
         for sample in range(samples):
@@ -94,8 +105,16 @@ class CodeTask(Task):
                 row |= _judged(example.ask, row["predictions"])
         return rows
 
+    def settle(self, path: Path, examples: Sequence[Example], setting: Setting) -> None:
+        """Judge answers that were stored before it was asked for."""
+        if not setting.run_code:
+            return
+        problems = {example.id: example.ask for example in examples}
+        rows = [row for row in RowsFile(path).rows() if "outcomes" not in row]
+        add_verdicts(path, rows, lambda row: _judged(problems[row["id"]], row["predictions"]))
+
     def parts(self, row: Row) -> list[Part]:
-        """Nothing for answers that were not run."""
+        """Nothing for answers that were not judged."""
         if "outcomes" not in row:
             return []
         outcomes = row["outcomes"]
@@ -123,13 +142,27 @@ def _judged(problem: Problem, predictions: Sequence[str]) -> Row:
     return {"outcomes": outcomes, "isolation": isolation}
 
 
-def _request(problem: Problem, model: EvaluatedModel) -> Request:
+def _sampling(setting: Setting) -> Sampling:
+    """The benchmark's own, unless the user or the protocol says otherwise."""
+    if setting.protocol == "paper" or setting.greedy or setting.sampling.temperature > 0:
+        return setting.sampling
+    return dataclasses.replace(SAMPLING, seed=setting.seed)
+
+
+def _shortens(model: EvaluatedModel, setting: Setting) -> int | None:
+    """The reach to which the paper's long answers have to be fitted."""
+    chosen = setting.protocol != "paper" or setting.max_new_tokens is not None
+    return None if chosen else model.reach
+
+
+def _request(problem: Problem, model: EvaluatedModel, setting: Setting) -> Request:
     """The question with the benchmark's system message; in one text for a model without turns."""
     system = benchmark("livecodebench")["system"]
     chats = model.tokenizer is None or bool(model.tokenizer.chat_template)
     return Request(
         text=problem.prompt if chats else f"{system}\n\n{problem.prompt}",
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=PAPER_NEW_TOKENS if setting.protocol == "paper" else NEW_TOKENS,
+        least_new_tokens=NEW_TOKENS,
         system=system if chats else None,
     )
 

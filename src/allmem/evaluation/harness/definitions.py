@@ -11,6 +11,7 @@ from allmem.evaluation.bad_rows import bad_row
 from allmem.evaluation.harness.files import Files, read_files
 from allmem.evaluation.harness.library import load_task, task_names
 from allmem.evaluation.task import Setting
+from allmem.evaluation.user_files import hub_page
 
 __all__ = ["Definition", "Rows", "library_tasks"]
 
@@ -88,7 +89,7 @@ def library_tasks(
         if len(shots) < (definition.shots or 0):
             raise AllMemError(
                 f"the prompt of {subject} takes {definition.shots} examples, but there are "
-                f"{len(shots)}; get them from {rows.files.page}"
+                f"{len(shots)}; get them from {hub_page(rows.files.hub)}"
             )
         name = definition.task.format(subject=subject)
         yield subject, load_task(definition.folder, name, documents, shots, **changes)

@@ -8,10 +8,7 @@ from typing import Any
 
 from allmem.errors import AllMemError
 
-__all__ = ["after_thinking", "chat_text", "encode_pair", "encode_prompt", "until"]
-
-END_OF_THINKING = "</think>"
-"""Of Qwen3 and its followers; lm-eval's ``think_end_token``."""
+__all__ = ["chat_text", "encode_pair", "encode_prompt", "shortened_text", "until"]
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -50,6 +47,17 @@ def encode_prompt(tokenizer: Any, text: str, longest: int | None) -> tuple[list[
     return list(ids[-longest:]), len(ids) - longest
 
 
+def shortened_text(tokenizer: Any, ids: list[int]) -> str:
+    """The text of a prompt that lost its beginning, in no more tokens when it is read again: a
+    character that was cut may be several then."""
+    text = tokenizer.decode(ids)
+    first = 0
+    while len(encode_prompt(tokenizer, text, None)[0]) > len(ids) and first < len(ids):
+        first += 1
+        text = tokenizer.decode(ids[first:])
+    return text
+
+
 def chat_text(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) -> str:
     """A conversation as a model reads it; without the system's words where its template refuses
     them."""
@@ -64,12 +72,6 @@ def chat_text(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) ->
         return render(messages)
     except TemplateError:
         return render([message for message in messages if message["role"] != "system"])
-
-
-def after_thinking(text: str) -> str:
-    """The answer proper of a model that thought aloud before it."""
-    _, found, answer = text.rpartition(END_OF_THINKING)
-    return answer.lstrip() if found else text
 
 
 def until(text: str, stops: tuple[str, ...]) -> str:

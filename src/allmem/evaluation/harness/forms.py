@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from allmem.evaluation.fields import wrong_texts
+
 __all__ = ["arc", "ceval", "gpqa", "hellaswag", "ifeval", "math500", "mmlu_redux", "winogrande"]
 
 Document = dict[str, Any]
@@ -130,14 +132,10 @@ def math500(row: Document) -> Document:
 
 
 def _text(row: Document, name: str) -> str:
-    if name not in row:
-        raise ValueError(f"the field {name!r} is missing")
-    value = row[name]
-    if not isinstance(value, str):
-        raise ValueError(f"the field {name!r} is a {type(value).__name__}, not a text")
-    if not value.strip():
-        raise ValueError(f"the field {name!r} is empty")
-    return value
+    problem = wrong_texts(row, (name,))
+    if problem is not None:
+        raise ValueError(problem)
+    return row[name]
 
 
 def _texts(value: Any) -> list[str]:

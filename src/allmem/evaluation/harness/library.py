@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
-from allmem.errors import AllMemError
+from allmem.errors import AllMemError, first_line
 
 __all__ = ["Documents", "characters_of", "draws", "load_task", "task_names"]
 
@@ -74,12 +74,12 @@ def load_task(
             return _manager(folder).load([group])["tasks"][name]
     except (ImportError, AssertionError) as error:
         raise AllMemError(
-            f"lm-eval's task {name!r} needs a library that is missing ({_first_line(error)}); "
+            f"lm-eval's task {name!r} needs a library that is missing ({first_line(error)}); "
             "install allmem[eval]"
         ) from error
     except OSError as error:
         raise AllMemError(
-            f"the rows of {name!r} cannot be fetched ({_first_line(error)}); name a folder that "
+            f"the rows of {name!r} cannot be fetched ({first_line(error)}); name a folder that "
             "has them (--data)"
         ) from error
 
@@ -148,7 +148,7 @@ def _manager(folder: str) -> Any:
             return TaskManager(include_path=str(path), include_defaults=False)
     except ImportError as error:
         raise AllMemError(
-            f"short tasks need lm-eval, which is missing ({_first_line(error)}); install "
+            f"short tasks need lm-eval, which is missing ({first_line(error)}); install "
             "allmem[eval]"
         ) from error
 
@@ -175,7 +175,3 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         if shown:
             enable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,6 +16,7 @@ from allmem.evaluation.harness.asking import compare, generate, requests_of
 from allmem.evaluation.harness.definitions import Definition, Rows, library_tasks
 from allmem.evaluation.harness.library import characters_of, draws, load_task
 from allmem.evaluation.model import EvaluatedModel
+from allmem.evaluation.prompting import check_can_cut
 from allmem.evaluation.task import Example, Part, Row, Setting, Task
 
 __all__ = ["HarnessTask"]
@@ -72,6 +73,8 @@ class HarnessTask(Task):
                     f"{self.name} compares how likely answers are, which needs a model that is "
                     f"loaded here; {model.label} only answers"
                 )
+            if library_task.OUTPUT_TYPE == "generate_until":
+                check_can_cut(model, setting.truncate or model.reach)
             for number, document in _documents(library_task, setting.limit):
                 found += 1
                 name = f"{subject}/{number}" if subject else str(number)
@@ -95,7 +98,7 @@ class HarnessTask(Task):
         self, model: EvaluatedModel, examples: Sequence[Example], setting: Setting
     ) -> list[Row]:
         if examples[0].ask[0][0] == "loglikelihood":
-            return compare(model, examples)
+            return compare(model, examples, setting)
         rows = generate(model, examples, setting)
         for example, row in zip(examples, rows, strict=True):
             _, several, sample = example.id.rpartition("#")

@@ -16,6 +16,7 @@ from typing import Any
 
 from allmem.evaluation.grouping import common_beginning
 from allmem.evaluation.model import EvaluatedModel, Prompt, Session
+from allmem.prompts import plain_spans
 from allmem.reading import Sampling
 
 __all__ = ["Asked", "ask", "shared_tokens"]
@@ -93,14 +94,9 @@ class _Reader:
 
     def _weigh(self, session: Session, answer: str) -> dict[str, Any]:
         """How likely an answer is; a space that is a token of its own does not count."""
-        encoded = self.tokenizer(
-            answer,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
-        losses, right = session.check(encoded["input_ids"])  # [T], [T]
-        said = [answer[a:b].strip() != "" for a, b in encoded["offset_mapping"]]
+        ids, spans = plain_spans(self.tokenizer, answer)
+        losses, right = session.check(ids)  # [T], [T]
+        said = [answer[a:b].strip() != "" for a, b in spans]
         counted = [i for i, counts in enumerate(said) if counts]
         return {
             "nll": float(losses[counted].sum()),

@@ -1,4 +1,4 @@
-"""Long texts for probes that read a text instead of asking about it: a folder of books, in the form
+"""Books, for probes that read them and for those that hide facts in prose: the user's, in the form
 of PG-19 (one text a file, or rows with ``text``), or else the novel that ships with allmem.
 
 It knows tokenizers, not models.
@@ -10,25 +10,32 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from allmem.data.builders.material import CHARACTERS_PER_TOKEN
-from allmem.data.config import SourceConfig
-from allmem.data.readers import BadRow, read_rows
 from allmem.documents import LEARNED, READ, load_book
 from allmem.evaluation.bad_rows import bad_row
 from allmem.evaluation.task import Setting
+from allmem.evaluation.user_files import data_folder, user_rows
 from allmem.prompts import plain_ids, start_ids
 
-__all__ = ["FOLDER", "Stretch", "encode", "other_stretches", "stretches"]
+__all__ = ["Book", "Stretch", "find_books", "other_stretches", "read_books", "stretches"]
 
-FOLDER = "books"
-"""Of the data folder: .txt, .jsonl and so on, also packed."""
+NAME, LANGUAGE = "books", "en"
+"""Of folder or file in the user's data, and the language of one whose name tells none."""
 STRETCHES = 4
 """Into so many texts the novel that ships is cut at most, so that there is something to resample.
 Books of a folder are read once each, from their beginnings."""
 TYPICAL = 5
 """Characters per token of English prose, so that stretches of the novel do not overlap."""
+
+
+class Book(NamedTuple):
+    """A whole text."""
+
+    name: str
+    """None has another's."""
+    text: str
 
 
 @dataclass(frozen=True)
@@ -52,25 +59,12 @@ def stretches(setting: Setting, tokens: int) -> Iterator[Stretch]:
     Raises:
         AllMemError: on a row without a text, unless bad rows are to be skipped.
     """
-    most = tokens * CHARACTERS_PER_TOKEN
-    folder = _folder(setting)
-    if folder is None:
+    own = find_books(setting, LANGUAGE)
+    if own is None:
         yield from _cut(READ, load_book(READ), tokens)
         return
-    known: Counter[str] = Counter()
-    for number, row in enumerate(read_rows(SourceConfig(path=str(folder))), 1):
-        if isinstance(row, BadRow):
-            bad_row(setting, row.reason)
-            continue
-        text = row.values.get("text")
-        if not isinstance(text, str) or not text.strip():
-            bad_row(setting, f"{row.name}, row {row.after.rows} has no text in 'text'")
-            continue
-        name = str(row.values.get("id", number))
-        known[name] += 1
-        # Two files may number their rows alike.
-        unique = name if known[name] == 1 else f"{name} ({known[name]})"
-        yield Stretch(unique, unique, text[:most])
+    for name, text in read_books(own, setting):
+        yield Stretch(name, name, text[: tokens * CHARACTERS_PER_TOKEN])
 
 
 def other_stretches(tokens: int) -> Iterator[Stretch]:
@@ -79,24 +73,40 @@ def other_stretches(tokens: int) -> Iterator[Stretch]:
     return _cut(LEARNED, load_book(LEARNED), tokens)
 
 
-def encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The tokens of a text that somebody wrote, and of each its first character and its end."""
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    return encoded["input_ids"], [(a, b) for a, b in encoded["offset_mapping"]]
-
-
-def _folder(setting: Setting) -> Path | None:
-    if setting.data is None or not (setting.data / FOLDER).is_dir():
+def find_books(setting: Setting, language: str) -> Path | None:
+    """The user's books in a language: the folder ``books_en`` (or ``books``, for English), else the
+    first file ``books_en.*``."""
+    if setting.data is None:
         return None
-    return setting.data / FOLDER
+    data = data_folder(setting.data)
+    own = f"{NAME}_{language}"
+    folders = [data / own, *([data / NAME] if language == LANGUAGE else [])]
+    found = [path for path in folders if path.is_dir()] or sorted(data.glob(f"{own}.*"))
+    return found[0] if found else None
+
+
+def read_books(path: Path, setting: Setting) -> Iterator[Book]:
+    """The books of a file or folder, one at a time.
+
+    Raises:
+        AllMemError: on a row without a text, unless bad rows are to be skipped.
+    """
+    known: Counter[str] = Counter()
+    for number, row in enumerate(user_rows(path, setting), 1):
+        text = row.values.get("text")
+        if not isinstance(text, str) or not text.strip():
+            bad_row(setting, f"{row.place} has no text in 'text'")
+            continue
+        name = str(row.values.get("id", number))
+        known[name] += 1
+        # Two files may number their rows alike.
+        yield Book(name if known[name] == 1 else f"{name} ({known[name]})", text)
 
 
 def _cut(name: str, text: str, tokens: int) -> Iterator[Stretch]:
     """Stretches of a book that begin at paragraphs, as many as it has of such a length."""
     count = max(1, min(STRETCHES, len(text) // (tokens * TYPICAL)))
+    most = tokens * CHARACTERS_PER_TOKEN
     for i in range(count):
         begin = 0 if i == 0 else text.index("\n\n", i * len(text) // count) + 2
-        most = tokens * CHARACTERS_PER_TOKEN
         yield Stretch(f"{name}-{i + 1}of{count}", name, text[begin : begin + most])

@@ -3,8 +3,9 @@ of the attention's sight.
 
 A fact is out of sight if more than S + W tokens lie between its last token and the prompt's end,
 and its first token is none of the S sinks. Both are counted in the tokens that the model reads,
-template included. A wish that would put it in sight is moved to the nearest place out of sight;
-where there is none, the row says so.
+template included. How deep a fact stands is a share of the prose that is out of sight, so that the
+same depths are different places whatever attention sees. Where nothing is out of sight, it is a
+share of all prose, and the row says so.
 
 Letters: S sinks, W window.
 """
@@ -42,7 +43,7 @@ class Plant:
 
     text: str
     depth: float
-    """Where in the prose: 0 its beginning, 1 its end."""
+    """Where in the prose that is out of sight: 0 its beginning, 1 its end."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Sight:
 
     @classmethod
     def of(cls, model: EvaluatedModel, setting: Setting) -> Sight:
-        """A model's, or what the user wants facts to be beyond."""
-        horizon = model.sees if setting.beyond is None else setting.beyond
-        return cls(horizon, model.sinks)
+        """A model's, or what the setting wants facts to be beyond."""
+        return cls(
+            model.sees if setting.beyond is None else setting.beyond,
+            model.sinks if setting.sinks is None else setting.sinks,
+        )
 
     def hides(self, first: int, distance: int) -> bool:
         """Whether something is out of sight.
@@ -154,6 +157,9 @@ def compose(
         excerpt = filler.excerpt(begin, budget)
         first = max(0, sight.sinks + MARGIN + slack - head)
         last = budget + tail - sight.horizon - MARGIN - slack if sight.horizon else budget
+        if last < first:
+            # Nothing is out of sight.
+            first, last = 0, budget
         document = insert(excerpt, plants, first, last, between)
         found = len(measure(document))
         if lowest <= found <= length:
@@ -171,12 +177,13 @@ def insert(
     """Prose with sentences in it, each at the border before the place that is wished for.
 
     Args:
-        first, last: tokens of prose: none stands before the one, or behind the other.
+        first, last: tokens of prose, between which depths are shares: none stands before the one,
+            or behind the other.
     """
     borders = list(accumulate((piece.tokens for piece in pieces), initial=0))
     places: dict[int, list[str]] = {}
     for plant in plants:
-        wish = max(first, min(last, plant.depth * borders[-1]))
+        wish = first + plant.depth * (last - first)
         place = bisect_right(borders, wish) - 1
         if borders[place] < first:
             place = min(place + 1, len(pieces))

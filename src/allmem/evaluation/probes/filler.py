@@ -1,7 +1,7 @@
 """Text that says nothing of what is asked: prose between the facts of a probe.
 
-In this order: the user's own (``books_en.*`` or ``books_zh.*`` in the data folder); for English the
-novel that ships with allmem; for Chinese made-up sentences, since none ships.
+In this order: the user's own books; for English the novel that ships with allmem; for Chinese
+made-up sentences, since none ships.
 
 It knows tokenizers, not models.
 """
@@ -12,14 +12,15 @@ import random
 from bisect import bisect_right
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from allmem.data.builders.material import SENTENCE_END
-from allmem.data.config import SourceConfig
-from allmem.data.readers import BadRow, read_rows
 from allmem.documents import READ, load_book
-from allmem.evaluation.bad_rows import bad_row
+from allmem.errors import AllMemError
+from allmem.evaluation.probes.books import find_books, read_books
 from allmem.evaluation.task import Setting
+from allmem.prompts import plain_spans
 
 __all__ = ["Filler", "Piece", "load_filler"]
 
@@ -63,14 +64,8 @@ class Filler:
         borders = [0, *(m.end() for m in SENTENCE_END.finditer(self.text))]
         if borders[-1] < len(self.text):
             borders.append(len(self.text))
-        encoded = self.tokenizer(
-            self.text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
         sizes = [0] * len(borders)
-        for begin, end in encoded["offset_mapping"]:
+        for begin, end in plain_spans(self.tokenizer, self.text)[1]:
             # A token may bring the space before its word along.
             sizes[bisect_right(borders, max(begin, end - 1)) - 1] += 1
         spans = zip(borders, borders[1:], sizes, strict=False)
@@ -100,35 +95,28 @@ def load_filler(tokenizer: Any, language: str, setting: Setting) -> Filler:
     """The prose of a language.
 
     Raises:
-        AllMemError: if the user's file is damaged or holds no text.
+        AllMemError: if the user's books are damaged or hold no text.
     """
-    files = [] if setting.data is None else sorted(setting.data.glob(f"books_{language}.*"))
-    for file in files:
-        text = _read(str(file), setting)
-        if text:
-            return Filler(tokenizer, text, file.name)
+    own = find_books(setting, language)
+    if own is not None:
+        return Filler(tokenizer, _beginning(own, setting), own.name)
     if language == "en":
         return Filler(tokenizer, load_book(READ), READ)
     return Filler(tokenizer, _made_up(), "made-up sentences")
 
 
-def _read(path: str, setting: Setting) -> str:
-    """All texts of a file, up to ``MOST`` characters."""
+def _beginning(path: Path, setting: Setting) -> str:
+    """All texts of the user's books, one after another, up to ``MOST`` characters."""
     parts: list[str] = []
     size = 0
-    for row in read_rows(SourceConfig(path=path)):
-        if isinstance(row, BadRow):
-            bad_row(setting, row.reason)
-            continue
-        text = row.values.get("text")
-        if not isinstance(text, str):
-            bad_row(setting, f"{row.name}, row {row.after.rows} has no text in 'text'")
-            continue
-        parts.append(text[: MOST - size].strip())
+    for book in read_books(path, setting):
+        parts.append(book.text[: MOST - size].strip())
         size += len(parts[-1])
         if size >= MOST:
             break
-    return "\n\n".join(part for part in parts if part)
+    if not size:
+        raise AllMemError(f"{path} holds no text; put some into it, or remove it")
+    return "\n\n".join(parts)
 
 
 def _made_up() -> str:

@@ -31,7 +31,7 @@ from allmem.evaluation.probes.cast import Cast
 from allmem.evaluation.probes.composing import MARGIN, Sight, tokens_of
 from allmem.evaluation.probes.filler import Filler, load_filler
 from allmem.evaluation.task import Example, Setting, Task
-from allmem.prompts import plain_ids
+from allmem.prompts import plain_ids, plain_spans
 
 __all__ = ["TASKS", "Forgetting"]
 
@@ -51,7 +51,7 @@ class Forgetting(Probe):
     def examples(self, setting: Setting, model: EvaluatedModel) -> Iterator[Example]:
         filler = load_filler(measuring_tokenizer(model), "en", setting)
         length = max(setting.lengths or LENGTHS)
-        chunk = model.chunk or CHUNK
+        chunk = (model.chunk if setting.chunk is None else setting.chunk) or CHUNK
         for i in range(count(setting, self.shared)):
             name = f"en-{length}-{chunk}-{i}"
             cast = Cast(random.Random(f"{setting.seed} {self.name} {name}"), "en", filler)
@@ -121,10 +121,7 @@ def _nested(
 
 def _beginnings(tokenizer: Any, text: str, counts: Sequence[int]) -> list[str]:
     """The first so many tokens of a text, for each of several numbers."""
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    ends = [0, *(end for _, end in encoded["offset_mapping"])]
+    ends = [0, *(end for _, end in plain_spans(tokenizer, text)[1])]
     return [text[: ends[min(n, len(ends) - 1)]] for n in counts]
 
 

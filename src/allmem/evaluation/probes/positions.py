@@ -16,7 +16,7 @@ import torch
 from allmem.errors import AllMemError
 from allmem.evaluation.model import EvaluatedModel, Session
 from allmem.evaluation.probes.base import measuring_tokenizer
-from allmem.evaluation.probes.books import FOLDER, stretches
+from allmem.evaluation.probes.books import stretches
 from allmem.evaluation.probes.session_task import SessionTask
 from allmem.evaluation.task import Example, Part, Row, Setting, Task
 
@@ -48,7 +48,7 @@ class Positions(SessionTask):
         if len(ids) < 2:
             raise AllMemError(
                 f"{example.id} has {len(ids)} tokens of {example.reference['length']}, none of "
-                f"them to predict; take it out of the folder {FOLDER}, or read further"
+                f"them to predict; take it out of the books, or read further"
             )
         bins = sums_by_position(model.session(), ids)
         # A window's positions end where it does, however far the text goes.

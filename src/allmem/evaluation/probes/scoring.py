@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from allmem.evaluation.thinking import after_thinking
+
 __all__ = ["place_of", "score_answer"]
 
 THOUSANDS = re.compile(r"(?<=\d)[,\u00a0\u202f](?=\d{3}(?!\d))")
@@ -29,7 +31,7 @@ def place_of(answer: str, text: str) -> int | None:
 
 
 def score_answer(question: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, float]:
-    """What an answer is worth, by metric.
+    """What an answer is worth, by metric; thoughts before it do not count.
 
     ``exact``: share of the answers wanted that its text holds (of several to choose from: whether
     the right one comes first); ``stale``: whether it holds a former value instead; ``choice``:
@@ -37,7 +39,7 @@ def score_answer(question: Mapping[str, Any], answer: Mapping[str, Any]) -> dict
     are not known (none of them: what a guess is worth); ``answer_accuracy`` and ``answer_nll``:
     share of the right answer's tokens that were the likeliest in their places, and nats per token.
     """
-    text = answer["prediction"]
+    text = after_thinking(answer["prediction"])
     wanted, rivals = question["answers"], question["rivals"]
     held = [place_of(one, text) is not None for one in wanted]
     scores = {"exact": sum(held) / len(held)}

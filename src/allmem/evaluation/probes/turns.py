@@ -17,14 +17,14 @@ from typing import Any
 from allmem.errors import AllMemError
 from allmem.evaluation.model import EvaluatedModel, Session
 from allmem.evaluation.probes.base import BETWEEN, measuring_tokenizer
-from allmem.evaluation.probes.books import encode
 from allmem.evaluation.probes.cast import Cast, Fact
 from allmem.evaluation.probes.composing import Plant, Sight, insert
 from allmem.evaluation.probes.filler import Filler, load_filler
 from allmem.evaluation.probes.scoring import place_of
 from allmem.evaluation.probes.session_task import SessionTask
 from allmem.evaluation.task import Example, Part, Row, Setting, Task
-from allmem.prompts import ChatPrompts, DocumentPrompt, plain_ids
+from allmem.evaluation.thinking import after_thinking
+from allmem.prompts import ChatPrompts, DocumentPrompt, plain_ids, plain_spans
 
 __all__ = ["TASKS", "Document", "Turns", "make_document"]
 
@@ -39,7 +39,7 @@ STOP = ("\n", ".", "。")
 FACTS_UP_TO = 0.5
 """Facts stand in this first share of the document; the rest hides them from the window."""
 BEFORE_FACTS = 32
-"""One token in so many stands before the first fact, which must be none of the sinks."""
+"""One token in so many stands before the first fact, or more where there are many sinks."""
 MARGIN = 64
 """Tokens by which a fact may miss its place."""
 
@@ -76,7 +76,7 @@ class Turns(SessionTask):
             filler = load_filler(tokenizer, language, setting)
             for length, n in itertools.product(lengths, range(count)):
                 rng = random.Random(f"{setting.seed} turns {language} {length} {n}")
-                made = make_document(filler, rng, language, length, turns)
+                made = make_document(filler, rng, language, length, turns, sight.sinks)
                 if sight.horizon and not sight.hides(made.first, made.distance):
                     raise AllMemError(
                         f"probes/turns: length = {length} does not put facts out of the sight of "
@@ -98,8 +98,8 @@ class Turns(SessionTask):
         for turn, (value, one) in enumerate(pairs, 1):
             reused, copy = one["reused"], one["copy"]
             scores = {
-                "exact": float(place_of(value, reused["prediction"]) is not None),
-                "copy_exact": float(place_of(value, copy["prediction"]) is not None),
+                "exact": _holds(reused["prediction"], value),
+                "copy_exact": _holds(copy["prediction"], value),
                 "answer_nll": reused["nll"],
                 "copy_answer_nll": copy["nll"],
                 "worn_nll": reused["nll"] - copy["nll"],
@@ -109,15 +109,16 @@ class Turns(SessionTask):
 
 
 def make_document(
-    filler: Filler, rng: random.Random, language: str, length: int, count: int
+    filler: Filler, rng: random.Random, language: str, length: int, count: int, sinks: int
 ) -> Document:
-    """A document of about ``length`` tokens that states ``count`` facts in its first half."""
+    """A document of about ``length`` tokens that states ``count`` facts in its first half, behind
+    the sinks."""
     cast = Cast(rng, language, filler)
     facts = [cast.fact() for _ in range(count)]
     sentences = [fact.stated[0] for fact in facts]
     between = BETWEEN[language]
     used = sum(len(plain_ids(filler.tokenizer, between + sentence)) for sentence in sentences)
-    budget, before = length - used, length // BEFORE_FACTS
+    budget, before = length - used, max(length // BEFORE_FACTS, sinks + MARGIN)
     last = int(FACTS_UP_TO * length) - used
     if last < before + count:
         raise AllMemError(
@@ -125,10 +126,9 @@ def make_document(
             "them; choose a greater length"
         )
     pieces = filler.excerpt(rng.randrange(len(filler.pieces)), budget)
-    depths = [(before + (last - before) * (i + 1) / count) / budget for i in range(count)]
-    plants = [Plant(one, depth) for one, depth in zip(sentences, depths, strict=True)]
+    plants = [Plant(one, (i + 1) / count) for i, one in enumerate(sentences)]
     text = insert(pieces, plants, before, last, between)
-    _, spans = encode(filler.tokenizer, text)
+    _, spans = plain_spans(filler.tokenizer, text)
     begin, end = text.index(sentences[0]), text.index(sentences[-1]) + len(sentences[-1])
     first = sum(span[1] <= begin for span in spans)
     distance = sum(span[0] >= end for span in spans)
@@ -162,6 +162,11 @@ def _converse(model: EvaluatedModel, document: Document, setting: Setting) -> Ro
     }
 
 
+def _holds(prediction: str, value: str) -> float:
+    """Whether an answer holds a value, as a score."""
+    return float(place_of(value, after_thinking(prediction)) is not None)
+
+
 def _ask(
     session: Session,
     question: Sequence[int],
@@ -180,7 +185,7 @@ def _ask(
     lead = "" if tokenizer.chat_template else space
     session.read([*question, *plain_ids(tokenizer, lead + fact.prefix)])
     answer = space + fact.values[0]
-    ids, spans = encode(tokenizer, answer)
+    ids, spans = plain_spans(tokenizer, answer)
     losses = session.fork().losses(ids).double()  # [T]
     # A space that is a token of its own does not count.
     said = [i for i, (begin, end) in enumerate(spans) if answer[begin:end].strip()]

@@ -12,8 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from allmem.evaluation.probes.books import encode
-from allmem.prompts import start_ids
+from allmem.prompts import plain_spans, start_ids
 
 __all__ = ["KINDS", "SEEN", "Sort", "encode_with_sorts", "sorts"]
 
@@ -67,7 +66,7 @@ def encode_with_sorts(
         window, sinks: of the attention; see ``sorts``.
     """
     before = start_ids(tokenizer)
-    ids, spans = encode(tokenizer, text)
+    ids, spans = plain_spans(tokenizer, text)
     return before + ids, sorts(text, [(0, 0)] * len(before) + spans, window, sinks)
 
 

@@ -7,15 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from allmem.evaluation.report.blocks import Block, Heading, Table, Text, Value
-from allmem.evaluation.report.results import Results
+from allmem.evaluation.report.comparing import settings_of
+from allmem.evaluation.report.results import Column, Results
 from allmem.evaluation.report.wording import number, share
+from allmem.evaluation.versions import deciding_versions
 
 __all__ = ["how_it_was_run", "what_was_read"]
 
 MOST_BAD_ROWS = 5
 """That are named; the rest is counted."""
-NOT_SETTING = ("kind", "format", "models", "tasks", "groups", "baseline")
-"""Of ``run.json``: what the report shows elsewhere."""
+NOT_SETTING = ("kind", "format", "models", "tasks", "groups", "baseline", "setting")
+"""Of ``run.json``: what the report shows elsewhere. Its setting is that of the last command only;
+those of the answers are in their files."""
 
 
 def what_was_read(results: Results) -> Iterator[Block]:
@@ -77,10 +80,25 @@ def how_it_was_run(results: Results) -> Iterator[Block]:
         yield Heading(column.label, 3)
         facts = {"sees": column.sees, **column.identity} if column.sees else column.identity
         yield _facts("Model", facts)
+        yield Table(["Setting", "is"], _settings(column), 1, texts=True)
+    yield _facts("Scored with", deciding_versions())
     for scores in results.runs:
         yield Heading(f"Run {scores.run.folder.resolve().name}", 3)
         about = {k: v for k, v in scores.run.about.items() if k not in NOT_SETTING}
         yield _facts("Run", about)
+
+
+def _settings(column: Column) -> list[tuple[str, str]]:
+    """Of a model's tasks; where they differ, of which."""
+    return [
+        (
+            key,
+            "; ".join(f"{value} in {', '.join(tasks)}" for value, tasks in values.items())
+            if len(values) > 1
+            else next(iter(values)),
+        )
+        for key, values in settings_of(column).items()
+    ]
 
 
 def _facts(name: str, facts: Mapping[str, Any]) -> Table:

@@ -25,7 +25,7 @@ from allmem.evaluation.scores import Cell, Score, TaskScores, cells_of
 __all__ = ["Grid", "by_cell", "grid_of"]
 
 IN_TOKENS = ("length", "position")
-ALSO_DRAWN = ("stale", "copy_exact", "reset", "shuffled")
+ALSO_DRAWN = ("answer_accuracy", "stale", "copy_exact", "reset", "shuffled")
 """Measures beside a task's first one; report.json has all."""
 MOST_FIGURES = 8
 """Of one task and measure: beyond that only tables are made."""

@@ -14,13 +14,14 @@ from allmem.evaluation.report.answers import first_answers
 from allmem.evaluation.report.audit import audit
 from allmem.evaluation.report.blocks import Block, Figure, Heading, Text
 from allmem.evaluation.report.by_cell import by_cell
-from allmem.evaluation.report.by_length import by_length
+from allmem.evaluation.report.by_length import by_length, several_lengths
 from allmem.evaluation.report.by_sizes import by_sizes
 from allmem.evaluation.report.cost_curves import cost_curves, read_costs
+from allmem.evaluation.report.gathering import gather
 from allmem.evaluation.report.html import to_html
 from allmem.evaluation.report.markdown import to_markdown
 from allmem.evaluation.report.numbers import all_numbers
-from allmem.evaluation.report.results import Results, gather
+from allmem.evaluation.report.results import Results
 from allmem.evaluation.report.scoreboards import (
     LONG,
     blocks_of,
@@ -121,9 +122,11 @@ def _blocks(results: Results, costs: Mapping[str, dict[str, Any]]) -> Iterator[B
         suite = suite_of(tasks[0])
         if suite in LONG or suite == "short":
             continue
+        if suite == "ruler" and several_lengths(results, tasks):
+            yield from by_length(results, tasks, "RULER by length", level=2)
+            continue
         yield from other_tasks(results, tasks, HEADINGS.get(block, block))
         if suite == "ruler":
-            yield from by_length(results, tasks, "RULER by length")
             continue
         for task in tasks:
             view = VIEWS.get(task, by_cell)

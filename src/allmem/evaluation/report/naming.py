@@ -19,8 +19,8 @@ AXES = {
     "examples": "examples seen",
     "fillers": "fillers read since",
     "windows": "windows read since the exchange",
-    "depth": "depth (%)",
-    "gap": "distance (share of the text)",
+    "depth": "depth (%; of what is out of sight, in probes)",
+    "gap": "distance (share of what is out of sight)",
 }
 """What names of cells mean on an axis, those that make the best one first; others stand as they
 are."""
@@ -31,6 +31,7 @@ MEASURES = {
     "copy_exact": "recalled by a copy that was asked nothing else",
     "choice": "right choice",
     "digits": "digits recalled",
+    "answer_accuracy": "tokens of the right answer that come first",
 }
 FLAGS = {
     "beyond": "within the attention's sight: no memory is needed",

@@ -9,6 +9,7 @@ from allmem.evaluation.report.paper import paper_tables
 from allmem.evaluation.report.results import Results, score_of
 from allmem.evaluation.report.scoreboards import averages_of, blocks_of
 from allmem.evaluation.scores import Score, TaskScores, cells_of
+from allmem.evaluation.versions import deciding_versions
 
 __all__ = ["FORMAT", "all_numbers"]
 
@@ -57,13 +58,15 @@ def all_numbers(results: Results, costs: dict[str, Any]) -> dict[str, Any]:
                 "models": list(table.models),
                 "scores": {
                     task: list(row.scores)
-                    for task, row in table.rows.items()
-                    if task in results.tasks
+                    for task in table.rows
+                    if (row := table.row_for(task, [o.header for o in results.of(task).values()]))
+                    and task in results.tasks
                 },
             }
             for table in paper_tables()
         ],
         "cost": costs,
+        "scored_with": deciding_versions(),
         "runs": [
             {"folder": scores.run.folder.resolve().name, **scores.run.about}
             for scores in results.runs
@@ -90,8 +93,11 @@ def _model(results: Results, label: str, own: TaskScores) -> dict[str, Any]:
         "lengths": dataclasses.asdict(own.lengths),
         "cut": dataclasses.asdict(column.cuts(own.task)),
         "beyond_reach": column.beyond(own.task),
-        "scores": {metric: _score(score_of(own, metric)) for metric in own.metrics},
-        "difference": _score(results.difference(column, own.task)),
+        # Where lengths are tests of their own, only their cells have a mean.
+        "scores": {}
+        if own.lengths_apart
+        else {metric: _score(score_of(own, metric)) for metric in own.metrics},
+        "difference": None if own.lengths_apart else _score(results.difference(column, own.task)),
         "cells": [
             {
                 "cell": dict(cell),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from typing import Any
 
 __all__ = ["PaperRow", "PaperTable", "paper_tables"]
 
@@ -27,6 +28,9 @@ class PaperRow:
     """One for each of the table's models, as printed."""
     length: int | str | None = None
     """Average tokens, as printed."""
+    protocol: str | None = None
+    """The one under which this library asks the same as the paper did; ``None`` for any. GPQA is
+    ten answers in the paper, and officially a choice by likelihood."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class PaperTable:
         kinds = [model.removeprefix(base).strip("-") or "plain" for model in self.models]
         return f"paper, {base}: {' / '.join(kinds)}"
 
+    def row_for(self, task: str, headers: Iterable[Mapping[str, Any]]) -> PaperRow | None:
+        """The line of a task, if what was run is what the paper ran.
+
+        Args:
+            headers: of the files of its rows.
+        """
+        row = self.rows.get(task)
+        if row is None or row.protocol is None:
+            return row
+        run = {(header.get("setting") or {}).get("protocol") for header in headers}
+        return row if row.protocol in run else None
+
     def by_base(self) -> list[PaperTable]:
         """A table for each base model and what was made of it: table 1 holds two."""
         starts = [0]
@@ -57,10 +73,7 @@ class PaperTable:
         return [self._part(start, end) for start, end in zip(starts, ends, strict=True)]
 
     def _part(self, start: int, end: int) -> PaperTable:
-        rows = {
-            task: PaperRow(row.group, row.name, row.task, row.scores[start:end], row.length)
-            for task, row in self.rows.items()
-        }
+        rows = {task: replace(row, scores=row.scores[start:end]) for task, row in self.rows.items()}
         averages = {group: scores[start:end] for group, scores in self.averages.items()}
         return PaperTable(self.number, self.models[start:end], rows, averages)
 

@@ -1,32 +1,27 @@
-"""One or several runs as one set of results: a column per model, a row per task.
+"""Results of one or several runs side by side: a column per model, a row per task.
 
-Figures come from ``allmem.evaluation.scores``; this only puts them side by side, and says where
-that would compare what cannot be compared.
+Figures come from ``allmem.evaluation.scores``.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from allmem.errors import AllMemError
 from allmem.evaluation.scores import (
     RunScores,
     Score,
     TaskScores,
-    group_average,
+    average_of,
+    difference_of,
     group_difference,
     mean_score,
-    paired_difference,
-    run_scores,
+    why_apart,
 )
-from allmem.evaluation.task import Row, Task
+from allmem.evaluation.task import Row
 
-__all__ = ["Column", "Cuts", "Results", "gather", "scale_of", "score_of"]
+__all__ = ["Column", "Cuts", "Results", "scale_of", "score_of"]
 
 
 @dataclass(frozen=True)
@@ -118,13 +113,19 @@ class Results:
         had = [len(one.scored) for one in self.of(task).values()]
         return told if isinstance(told, int) else max(had)
 
+    def missing(self, column: Column, tasks: Sequence[str]) -> int:
+        """How many rows of tasks a column has not answered yet."""
+        own = [task for task in tasks if task in column.tasks]
+        return sum(self.expected(t, column.label) - len(column.tasks[t].scored) for t in own)
+
     def average(self, column: Column, tasks: Sequence[str]) -> Score | None:
-        """The mean of several tasks' means, recomputed from rows; ``None`` if one has no rows."""
+        """The mean of several tasks' means, recomputed from rows; ``None`` if one has no rows, or
+        something keeps them apart."""
         own = [column.tasks.get(task) for task in tasks]
         found = [one for one in own if one is not None and one.scored]
-        if not found or len(found) < len(tasks):
+        if not found or len(found) < len(tasks) or why_apart(found) is not None:
             return None
-        return group_average([(one.scored, one.metric, one.scale) for one in found])
+        return average_of(found)
 
     def difference(self, column: Column, task: str) -> Score | None:
         """How much a column has over the first, on the rows that both answered; ``None`` if there
@@ -138,12 +139,13 @@ class Results:
         ours, base = column.tasks.get(task), self.baseline.tasks.get(task)
         if column is self.baseline or ours is None or base is None:
             return None
-        if not {one.id for one in ours.scored} & {one.id for one in base.scored}:
-            return None
-        return paired_difference(ours.scored, base.scored, ours.metric, ours.scale)
+        return difference_of(ours, base)
 
     def average_difference(self, column: Column, tasks: Sequence[str]) -> Score | None:
-        """The mean of several tasks' differences; ``None`` unless every task has one."""
+        """The mean of several tasks' differences; ``None`` unless every task has one and both
+        columns have an average."""
+        if any(self.average(one, tasks) is None for one in (column, self.baseline)):
+            return None
         if any(self.difference(column, task) is None for task in tasks):
             return None
         return group_difference([(column.tasks[task], self.baseline.tasks[task]) for task in tasks])
@@ -157,133 +159,6 @@ def scale_of(one: TaskScores, metric: str) -> float:
 def score_of(
     one: TaskScores, metric: str, where: Mapping[str, str | int | float] | None = None
 ) -> Score:
-    """The mean of a measure over all parts, or those in some cells."""
-    return mean_score(one.scored, metric, scale_of(one, metric), where)
-
-
-def gather(folders: Sequence[str | Path], known: Mapping[str, Task] | None = None) -> Results:
-    """Put runs side by side.
-
-    The same model with other tasks in another run continues its column; with a task that is there
-    already, or as another model under the same label, it gets a column of its own.
-
-    Args:
-        known: tasks by name, in place of the catalog's.
-
-    Raises:
-        AllMemError: if a folder is no run, is named twice, or nothing in them has rows.
-    """
-    paths = [Path(folder) for folder in folders]
-    twice = [str(p) for p, times in Counter(p.resolve() for p in paths).items() if times > 1]
-    if twice:
-        raise AllMemError(f"the run {twice[0]} is named twice; name each once")
-    runs = [run_scores(path, known) for path in paths]
-    columns: list[Column] = []
-    for scores in runs:
-        for label in _ordered(scores):
-            _add(columns, scores, label)
-    columns = [column for column in columns if column.tasks]
-    tasks = list(dict.fromkeys(task for scores in runs for task in scores.names))
-    if not any(one.scored for column in columns for one in column.tasks.values()):
-        asked = ", ".join(map(str, paths))
-        raise AllMemError(
-            f"there is no answer yet in {asked}; the same `allmem evaluate` command goes on"
-        )
-    groups = {name: tuple(of) for scores in runs for name, of in scores.run.groups.items()}
-    results = Results(runs, columns, tasks, groups)
-    warnings = [*_settings_apart(columns, tasks), *_incomplete(results)]
-    return dataclasses.replace(results, warnings=warnings)
-
-
-def _ordered(scores: RunScores) -> list[str]:
-    return sorted(scores.labels, key=lambda label: label != scores.baseline)
-
-
-def _add(columns: list[Column], scores: RunScores, label: str) -> None:
-    identity = scores.run.identity(label)
-    own = {name: one for (who, name), one in scores.tasks.items() if who == label}
-    for column in columns:
-        same = (column.name, column.identity) == (label, identity)
-        if same and not own.keys() & column.tasks.keys():
-            break
-    else:
-        column = Column(_unique(columns, scores, label), label, identity)
-        columns.append(column)
-    column.runs.append(scores)
-    for name, one in own.items():
-        column.tasks[name] = one
-        column.rows[name] = scores.run.rows(label, name).rows()
-
-
-def _unique(columns: Sequence[Column], scores: RunScores, label: str) -> str:
-    taken = {column.label for column in columns}
-    folder = scores.run.folder
-    for name in (label, f"{label} [{folder.name}]", f"{label} [{folder}]"):
-        if name not in taken:
-            return name
-    return f"{label} [{folder}, {len(columns) + 1}]"
-
-
-def _settings_apart(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
-    """Where models answered a task under different settings: one sentence a key."""
-    apart: dict[tuple[str, str], list[str]] = {}
-    for task in tasks:
-        settings = {c.label: _flat(c.tasks[task].header) for c in columns if task in c.tasks}
-        for key in dict.fromkeys(key for setting in settings.values() for key in setting):
-            values: dict[str, list[str]] = {}
-            for label, setting in settings.items():
-                values.setdefault(_shown(setting.get(key)), []).append(label)
-            if len(values) > 1:
-                told = "; ".join(f"{value} for {', '.join(who)}" for value, who in values.items())
-                apart.setdefault((key, told), []).append(task)
-    return [
-        f"Not comparable: the columns differ in {key} ({told}) in {_listed(where)}."
-        for (key, told), where in apart.items()
-    ]
-
-
-def _flat(header: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {"metric": header.get("metric")}
-    for key, value in (header.get("setting") or {}).items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": below for inner, below in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _shown(value: Any) -> str:
-    if value is None or value == []:
-        return "not set"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _incomplete(results: Results) -> list[str]:
-    found = []
-    for column in results.columns:
-        counts = {task: len(one.scored) for task, one in column.tasks.items()}
-        short = [
-            f"{task} ({number} of {results.expected(task, column.label)})"
-            for task, number in counts.items()
-            if number < results.expected(task, column.label)
-        ]
-        if short:
-            found.append(f"Incomplete: {column.label} has rows of {_listed(short)}.")
-    for scores in results.runs:
-        missing = [
-            f"{task} ({label})"
-            for label in scores.labels
-            for task in scores.run.tasks
-            if (label, task) not in scores.tasks and task not in scores.run.left_out.get(label, ())
-        ]
-        if missing:
-            found.append(
-                f"Incomplete: the run {scores.run.folder.resolve().name} has no answers to "
-                f"{_listed(missing)} yet; the same command goes on."
-            )
-    return found
+    """The mean of a measure over all parts that count, or those in some cells."""
+    scored = one.scored if where else one.counted
+    return mean_score(scored, metric, scale_of(one, metric), where)

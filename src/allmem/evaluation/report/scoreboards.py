@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from allmem.evaluation.report.blocks import Block, Heading, Table, Text, Value
-from allmem.evaluation.report.paper import PaperTable, paper_tables
+from allmem.evaluation.report.paper import PaperRow, PaperTable, paper_tables
 from allmem.evaluation.report.results import Results, scale_of, score_of
 from allmem.evaluation.report.wording import NOTHING, difference, measured, number
 
@@ -76,10 +76,11 @@ def _block(task: str) -> str:
 def averages_of(results: Results, block: str, own: Sequence[str]) -> list[Average]:
     """What is averaged in a block: all tasks that were run, the groups among them, and LV-Eval
     without the sets that decide it."""
-    if suite_of(own[0]) not in AVERAGED:
+    if any(one.lengths_apart for task in own for one in results.of(task).values()):
         return []
-    named = {"Average": list(own)}
-    named["Average without factrecall"] = [t for t in own if not t.startswith(DECIDING)]
+    named = {"Average": list(own)} if suite_of(own[0]) in AVERAGED else {}
+    if any(task.startswith(DECIDING) for task in own):
+        named["Average without factrecall"] = [t for t in own if not t.startswith(DECIDING)]
     for group, tasks in results.groups.items():
         if set(tasks) <= set(own):
             named[f"Average of {group}"] = list(tasks)
@@ -156,6 +157,12 @@ def other_tasks(results: Results, tasks: Sequence[str], heading: str) -> Iterato
             rows.append(("" if place else task, name, *board.row(task, name)))
     rows += board.averages(averages, lambda one: (one.name, ""))
     yield board.table(rows)
+    scores = [one for task in tasks for one in results.of(task).values()]
+    if any(one.counted != one.scored for one in scores):
+        yield Text(
+            "Answers that the attention saw itself do not count here; the cells below show them, "
+            "marked †."
+        )
     yield from _differences(results, tasks, averages)
 
 
@@ -172,27 +179,29 @@ class _Board:
 
     def row(self, task: str, metric: str | None = None) -> list[Value]:
         """A task's scores by its first measure or another one, and the paper's."""
-        found = self.results.of(task)
         values = []
-        for label in self.results.labels:
-            one = found.get(label)
+        for column in self.results.columns:
+            one = column.tasks.get(task)
             if one is None:
                 values.append(NOTHING)
                 continue
             name = metric or one.metric
-            values.append(
-                measured(
-                    score_of(one, name), scale_of(one, name), self.results.expected(task, label)
-                )
-            )
-        return [*values, *(_printed(paper, task) for paper in self.papers)]
+            missing = self.results.missing(column, [task])
+            values.append(measured(score_of(one, name), scale_of(one, name), missing))
+        headers = [one.header for one in self.results.of(task).values()]
+        rows = [(paper, paper.row_for(task, headers)) for paper in self.papers]
+        return [*values, *(_printed(paper, row) for paper, row in rows)]
 
     def averages(self, averages: Sequence[Average], names: Any) -> list[Sequence[str | Value]]:
         """A row for each average."""
         rows: list[Sequence[str | Value]] = []
         for one in averages:
             values = [
-                measured(self.results.average(column, one.tasks), 100.0)
+                measured(
+                    self.results.average(column, one.tasks),
+                    self.results.any_of(one.tasks[0]).scale,
+                    self.results.missing(column, one.tasks),
+                )
                 for column in self.results.columns
             ]
             printed = [_printed_average(paper, one) for paper in self.papers]
@@ -206,8 +215,7 @@ class _Board:
         return Table(columns, rows, len(self.names))
 
 
-def _printed(paper: PaperTable, task: str) -> Value:
-    row = paper.rows.get(task)
+def _printed(paper: PaperTable, row: PaperRow | None) -> Value:
     if row is None:
         return Value("")
     told = " / ".join(f"{score}" for score in row.scores)

@@ -29,11 +29,11 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def measured(score: Score | None, scale: float, expected: int = 0) -> Value:
+def measured(score: Score | None, scale: float, missing: int = 0) -> Value:
     """A score with its interval and count; without an interval where all rows were alike.
 
     Args:
-        expected: how many rows it should be a mean of; 0 if that is not known.
+        missing: how many more rows it should be a mean of, when the run is finished.
     """
     if score is None or score.n == 0:
         return NOTHING
@@ -41,7 +41,7 @@ def measured(score: Score | None, scale: float, expected: int = 0) -> Value:
     text, half = f"{score.mean:.{at}f}", (score.high - score.low) / 2
     if half > 0:
         text += f" ± {half:.{at}f}"
-    count = f"n={score.n} of {expected}" if score.n < expected else f"n={score.n}"
+    count = f"n={score.n} of {score.n + missing}" if missing else f"n={score.n}"
     return Value(text, count, _interval(score, at))
 
 

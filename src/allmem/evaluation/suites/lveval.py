@@ -11,17 +11,11 @@ from functools import partial
 from typing import Any
 
 from allmem.evaluation.benchmarks import benchmark
+from allmem.evaluation.fields import Values, wrong_answers, wrong_language, wrong_texts
 from allmem.evaluation.metrics.lveval import METRICS
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.sources import Source
-from allmem.evaluation.suites.row_task import (
-    RowTask,
-    Values,
-    longest_prompt,
-    wrong_answers,
-    wrong_language,
-    wrong_texts,
-)
+from allmem.evaluation.suites.row_task import RowTask, longest_prompt
 from allmem.evaluation.task import Request, Task
 
 __all__ = ["GROUPS", "TASKS", "LVEval"]

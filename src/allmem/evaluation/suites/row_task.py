@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from allmem.errors import AllMemError
 from allmem.evaluation.bad_rows import bad_row
+from allmem.evaluation.fields import Values
 from allmem.evaluation.model import EvaluatedModel
-from allmem.evaluation.sources import Line, Source, read_lines
+from allmem.evaluation.prompting import PAPER_NEW_TOKENS, check_can_cut
+from allmem.evaluation.sources import Source, read_lines
 from allmem.evaluation.task import Example, PromptTask, Request, Setting
+from allmem.evaluation.user_files import Line
 
-__all__ = ["RowTask", "longest_prompt", "wrong_answers", "wrong_language", "wrong_texts"]
+__all__ = ["RowTask", "longest_prompt"]
 
 PAPER_LONGEST = 128 * 1024
 """What Qwen3's tokenizer takes (section 5.2)."""
-PAPER_NEW_TOKENS = 32_768
-LANGUAGES = {"en": ("en", "english"), "zh": ("zh", "cn", "chinese")}
-
-Values = dict[str, Any]
 
 
 class RowTask(PromptTask):
@@ -58,7 +57,10 @@ class RowTask(PromptTask):
                     ends_at="",
                     longest=PAPER_LONGEST,
                     max_new_tokens=PAPER_NEW_TOKENS,
+                    # A server refuses what its reach has no room for.
+                    least_new_tokens=request.max_new_tokens if model.bounded else None,
                 )
+            check_can_cut(model, setting.truncate or request.longest)
             yield Example(
                 id=_id(line) if repeated == 1 else f"{_id(line)}#{repeated}",
                 ask=request,
@@ -115,42 +117,6 @@ def longest_prompt(reach: int | None) -> int | None:
         return None
     thousands = reach // 1024 * 1000 if reach % 1024 == 0 else reach
     return max(thousands - 500, reach // 2)
-
-
-def wrong_texts(
-    values: Values, names: Iterable[str], may_be_empty: Collection[str] = ()
-) -> str | None:
-    """What is wrong with fields that should be texts."""
-    for name in names:
-        value = values.get(name)
-        if value is None:
-            return f"the field {name!r} is missing"
-        if not isinstance(value, str):
-            return f"the field {name!r} is a {type(value).__name__}, not a text"
-        if not value.strip() and name not in may_be_empty:
-            return f"the field {name!r} is empty"
-    return None
-
-
-def wrong_answers(values: Values, name: str = "answers") -> str | None:
-    """What is wrong with a field that should be a list of texts."""
-    if name not in values:
-        return f"the field {name!r} is missing"
-    answers = values[name]
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        return f"the field {name!r} is {str(answers)[:60]!r}, not a list of texts"
-    if not any(answer.strip() for answer in answers):
-        return f"the field {name!r} has no answer"
-    return None
-
-
-def wrong_language(values: Values, language: str) -> str | None:
-    """Whether a row says that it is in the other language than its set, ``en`` or ``zh``."""
-    said = str(values.get("language", language)).lower()
-    others = [name for key, names in LANGUAGES.items() if key != language for name in names]
-    if language in LANGUAGES and said in others:
-        return f"its language is {values['language']!r}, the set's is {language!r}"
-    return None
 
 
 def _id(line: Line) -> str:

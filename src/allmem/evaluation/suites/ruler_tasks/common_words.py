@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from allmem.errors import AllMemError
 from allmem.evaluation.benchmarks import benchmark
 from allmem.evaluation.suites.ruler_tasks.sample import Draw, Generator, Sample
 from allmem.evaluation.suites.ruler_tasks.user_files import find
+from allmem.evaluation.user_files import read_json
 
 __all__ = ["CommonWords", "more_words", "words"]
 
@@ -101,10 +101,9 @@ def more_words(path: Path | None) -> tuple[str, ...]:
         books = (load_book(name) for name in (LEARNED, READ))
         found = {word for book in books for word in re.findall(r"\b[a-z]{3,}\b", book)}
         return tuple(sorted({*words(), *found}))
-    try:
-        return tuple(dict.fromkeys(json.loads(path.read_text(encoding="utf-8")).values()))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise AllMemError(
-            f"{path} is not RULER's {ENGLISH_WORDS}, an object whose values are words "
-            f"({error!r}); its copy in the repository is a Git LFS pointer until `git lfs pull`"
-        ) from error
+    return read_json(
+        path,
+        lambda told: tuple(dict.fromkeys(told.values())),
+        f"RULER's {ENGLISH_WORDS}, an object whose values are words",
+        "its copy in the repository is a Git LFS pointer until `git lfs pull`",
+    )

@@ -6,26 +6,30 @@ the user's folder, and a novel that ships with allmem takes their place if they 
 
 from __future__ import annotations
 
-import json
-import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from random import Random
 
 from allmem.documents import READ, load_book
 from allmem.errors import AllMemError
 from allmem.evaluation.benchmarks import benchmark
 from allmem.evaluation.suites.ruler_tasks.user_files import find
+from allmem.evaluation.user_files import read_json
 
 __all__ = ["Essay", "Haystack", "Lines", "insert_lines", "open_haystack", "split_sentences"]
 
 ESSAYS = "PaulGrahamEssays.json"
+REMEDY = "make it again, or remove it to use a novel"
 DEPTHS = tuple(round(100 * i / 39) for i in range(40))
 """Percent of the sentences before a needle (RULER's ``niah.py``)."""
 END = re.compile(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
 ABBREVIATION = re.compile(r"(?:^|[\s(\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|vs|cf|No)\.$")
+
+Needles = Sequence[str]
+Distractor = Callable[[], str]
 
 
 class Haystack(ABC):
@@ -34,13 +38,7 @@ class Haystack(ABC):
     material: str = "generated"
 
     @abstractmethod
-    def hide(
-        self,
-        needles: Sequence[str],
-        size: int,
-        numbers: random.Random,
-        distractor: Callable[[], str],
-    ) -> str:
+    def hide(self, needles: Needles, size: int, numbers: Random, distractor: Distractor) -> str:
         """A text of a size with needles in it, in the order given.
 
         Args:
@@ -54,13 +52,7 @@ class Lines(Haystack):
     def __init__(self, distractors: bool) -> None:
         self.distractors = distractors
 
-    def hide(
-        self,
-        needles: Sequence[str],
-        size: int,
-        numbers: random.Random,
-        distractor: Callable[[], str],
-    ) -> str:
+    def hide(self, needles: Needles, size: int, numbers: Random, distractor: Distractor) -> str:
         noise = benchmark("ruler")["noise"]
         lines = [distractor() if self.distractors else noise for _ in range(size)]
         return "\n".join(insert_lines(lines, needles, numbers))
@@ -73,13 +65,7 @@ class Essay(Haystack):
         self.words = list(words)
         self.material = material
 
-    def hide(
-        self,
-        needles: Sequence[str],
-        size: int,
-        numbers: random.Random,
-        distractor: Callable[[], str],
-    ) -> str:
+    def hide(self, needles: Needles, size: int, numbers: Random, distractor: Distractor) -> str:
         rounds = -(-size // len(self.words))
         sentences = split_sentences(" ".join((self.words * rounds)[:size]))
         depths = numbers.sample(DEPTHS, len(needles))
@@ -101,15 +87,14 @@ def open_haystack(kind: str, data: Path | None) -> Haystack:
     path = find(data, ESSAYS)
     if path is None:
         return _novel()
-    try:
-        words = json.loads(path.read_text(encoding="utf-8"))["text"].split()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AllMemError(
-            f"{path} is not what RULER's download_paulgraham_essay.py writes, an object with all "
-            f"essays as its 'text' ({error!r}); make it again, or remove it to use a novel"
-        ) from error
+    words = read_json(
+        path,
+        lambda told: told["text"].split(),
+        "what RULER's download_paulgraham_essay.py writes, an object with all essays as its 'text'",
+        REMEDY,
+    )
     if not words:
-        raise AllMemError(f"{path} holds no words; make it again, or remove it to use a novel")
+        raise AllMemError(f"{path} holds no words; {REMEDY}")
     return Essay(words, ESSAYS)
 
 
@@ -133,7 +118,7 @@ def split_sentences(text: str) -> list[str]:
     return [*sentences, text[start:]]
 
 
-def insert_lines(lines: list[str], new: Sequence[str], numbers: random.Random) -> list[str]:
+def insert_lines(lines: list[str], new: Sequence[str], numbers: Random) -> list[str]:
     """Lines with others before some of them, in the order given."""
     places = sorted(numbers.sample(range(len(lines)), len(new)))
     result = list(lines)

@@ -7,32 +7,29 @@ of it. Rows say which, and their numbers are not to be compared.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allmem.data.config import SourceConfig
-from allmem.data.readers import BadRow, read_rows
 from allmem.errors import AllMemError
 from allmem.evaluation.bad_rows import bad_row
 from allmem.evaluation.suites.ruler_tasks.user_files import FOLDERS, find
 from allmem.evaluation.task import Setting
+from allmem.evaluation.user_files import read_json, user_rows
 
 __all__ = ["Question", "Questions", "read_questions"]
 
 FILES = {
-    "squad": ("squad.json", "dev-v2.0.json", "nq_open_oracle.jsonl.gz", "nq_open_oracle.jsonl"),
+    "squad": ("squad.json", "dev-v2.0.json", "nq_open_oracle.jsonl"),
     "hotpotqa": (
         "hotpotqa.json",
         "hotpot_dev_distractor_v1.json",
-        "hotpotqa_dev_sample100.jsonl.gz",
         "hotpotqa_dev_sample100.jsonl",
     ),
 }
-"""First choice first; the first two of each are RULER's name and the download's."""
+"""RULER's name, the download's, and other rows, all of which may be packed."""
 ORIGINS = {
     "squad": "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json",
     "hotpotqa": "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",
@@ -85,14 +82,14 @@ def read_questions(setting: Setting, dataset: str) -> Questions:
     """
     path = find(setting.data, *FILES[dataset])
     if path is None:
-        official, _, rows, _ = FILES[dataset]
+        official, _, rows = FILES[dataset]
         where = "the data folder (--data)" if setting.data is None else str(setting.data)
         raise AllMemError(
             f"RULER's questions of {dataset} need {official} or {rows} in {where} or its folder "
-            f"{' or '.join(FOLDERS[:2])}; get {ORIGINS[dataset]} and save it there as {official}, "
-            "or ask for ruler_generated, the eleven tasks that need no data"
+            f"{' or '.join(FOLDERS[:2])}, also as .gz or .xz; get {ORIGINS[dataset]} and save it "
+            f"there as {official}, or ask for ruler_generated, the eleven tasks that need no data"
         )
-    read = _squad if dataset == "squad" and path.suffix == ".json" else _rows
+    read = _squad if dataset == "squad" and FILES[dataset][2] not in path.name else _rows
     entries = list(read(path, setting))
     texts = sorted({text for entry in entries for text in entry.documents})
     number = {text: i for i, text in enumerate(texts)}
@@ -121,13 +118,7 @@ def read_questions(setting: Setting, dataset: str) -> Questions:
 
 
 def _squad(path: Path, setting: Setting) -> Iterator[_Entry]:
-    try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-        paragraphs = [(i, p) for i, article in enumerate(articles) for p in article["paragraphs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AllMemError(
-            f"{path} is not a file of SQuAD ({error!r}); get {ORIGINS['squad']}"
-        ) from error
+    paragraphs = read_json(path, _paragraphs, "a file of SQuAD", f"get {ORIGINS['squad']}")
     for number, (subject, paragraph) in enumerate(paragraphs, 1):
         try:
             text, questions = _text(paragraph["context"]), list(paragraph["qas"])
@@ -144,15 +135,17 @@ def _squad(path: Path, setting: Setting) -> Iterator[_Entry]:
                 bad_row(setting, f"{path}, paragraph {number}, question {nth}: {_reason(error)}")
 
 
+def _paragraphs(told: Any) -> list[tuple[int, Any]]:
+    """Each with the number of its article."""
+    return [(i, p) for i, article in enumerate(told["data"]) for p in article["paragraphs"]]
+
+
 def _rows(path: Path, setting: Setting) -> Iterator[_Entry]:
-    for row in read_rows(SourceConfig(path=str(path))):
-        if isinstance(row, BadRow):
-            bad_row(setting, row.reason)
-            continue
+    for line in user_rows(path, setting):
         try:
-            yield _entry(row.values)
+            yield _entry(line.values)
         except (KeyError, TypeError, ValueError) as error:
-            bad_row(setting, f"{path}, row {row.after.rows}: {_reason(error)}")
+            bad_row(setting, f"{line.place}: {_reason(error)}")
 
 
 def _entry(row: dict[str, Any]) -> _Entry:

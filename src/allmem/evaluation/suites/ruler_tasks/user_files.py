@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from allmem.evaluation.user_files import data_folder, first_file
+
 __all__ = ["FOLDERS", "find"]
 
 FOLDERS = ("ruler", "passage_qa", ".")
@@ -11,8 +13,8 @@ FOLDERS = ("ruler", "passage_qa", ".")
 
 
 def find(data: Path | None, *names: str) -> Path | None:
-    """The first of these files that is there."""
+    """The first of these files that is there, as it is or packed."""
     if data is None:
         return None
-    paths = (data / folder / name for name in names for folder in FOLDERS)
-    return next((path for path in paths if path.is_file()), None)
+    folder = data_folder(data)
+    return first_file(folder / place / name for name in names for place in FOLDERS)
