@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allmem.cli import terminal
-from allmem.cli.evaluate_options import (
-    ComparisonOptions,
-    ExampleOptions,
-    Protocol,
-    ServerOptions,
-    TestSampling,
-)
+from allmem.cli.evaluate_models import ComparisonOptions, ServerOptions
+from allmem.cli.evaluate_options import ExampleOptions, Protocol, TestSampling
 from allmem.cli.options import (
     ConversionOptions,
     OpeningOptions,
