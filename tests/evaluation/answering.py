@@ -10,11 +10,47 @@ import torch
 from allmem.config import WindowConfig
 from allmem.evaluation.feeding import PlainModel
 from allmem.evaluation.local import LocalModel
-from allmem.evaluation.model import Prompt
+from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
 from allmem.opening import OpenedModel
+from allmem.reading import Sampling
 from tests.models.tiny import EOS, FIRST_WORD, C, S, V, base_model, tiny_model, without_memory
 
-__all__ = ["LetterTokenizer", "converted", "plain", "prompts_of", "random_ids", "silent"]
+__all__ = [
+    "LetterTokenizer",
+    "Recorder",
+    "converted",
+    "plain",
+    "prompts_of",
+    "random_ids",
+    "silent",
+]
+
+
+class Recorder(EvaluatedModel):
+    """Keeps what it is asked, and says always the same."""
+
+    label = "recorder"
+
+    def __init__(self, tokenizer: Any = None, says: str = "", reach: int | None = None) -> None:
+        self.tokenizer, self.says, self.reach = tokenizer, says, reach
+        self.asked: list[Prompt] = []
+        self.how: list[Sampling] = []
+        self.numbers: list[int] = []
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def complete(
+        self, prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
+    ) -> list[Completion]:
+        self.asked += prompts
+        self.how.append(sampling)
+        self.numbers += numbers
+        return [Completion(self.say(prompt), 5, 7, True) for prompt in prompts]
+
+    def say(self, prompt: Prompt) -> str:
+        """The answer to a prompt."""
+        return self.says
 
 
 class LetterTokenizer:

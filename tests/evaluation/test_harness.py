@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from allmem.errors import AllMemError
 from allmem.evaluation.feeding import PlainModel
 from allmem.evaluation.harness import forms
-from allmem.evaluation.harness.encoding import encode_pair, encode_prompt, shortened_text
+from allmem.evaluation.harness.encoding import encode_pair, shortened_text, without_beginning
 from allmem.evaluation.harness.files import Files, read_files
-from allmem.evaluation.harness.library import draws, load_task
+from allmem.evaluation.harness.lmeval import draws, load_task
 from allmem.evaluation.local import LocalModel
-from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
+from allmem.evaluation.model import Prompt
 from allmem.evaluation.suites.short import TASKS
 from allmem.evaluation.task import Row, Setting
 from allmem.evaluation.thinking import after_thinking
 from allmem.reading import Sampling
 from tests.data.tokenizers import small_tokenizer
+from tests.evaluation.answering import Recorder
 from tests.evaluation.short_rows import ROWS, write_rows
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -211,27 +212,6 @@ def test_batches_are_of_like_length(tmp_path: Path) -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
-class Recorder(EvaluatedModel):
-    """Keeps what it is asked, and says always the same."""
-
-    label = "recorder"
-
-    def __init__(self, tokenizer: Any, says: str = "", reach: int | None = None) -> None:
-        self.tokenizer, self.says, self.reach = tokenizer, says, reach
-        self.asked: list[Prompt] = []
-        self.numbers: list[int] = []
-
-    def identity(self) -> dict[str, Any]:
-        return {}
-
-    def complete(
-        self, prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
-    ) -> list[Completion]:
-        self.asked += prompts
-        self.numbers += numbers
-        return [Completion(self.says, 1, 1, True) for _ in prompts]
-
-
 def test_gpqa_is_sampled_ten_times_under_the_papers_protocol(tmp_path: Path) -> None:
     setting = Setting(
         data=write_rows(tmp_path), protocol="paper", sampling=Sampling(0.6), limit=2, seed=3
@@ -281,7 +261,7 @@ def test_prompts_lose_their_beginning_as_in_lm_eval(tmp_path: Path) -> None:
     assert model.asked[0].ids == whole[-5:]
     assert row["cut"] == len(whole) - 5
     with pytest.raises(AllMemError, match="--max-new-tokens"):
-        encode_prompt(small_tokenizer(), "text", 0)
+        without_beginning([5], 0)
 
 
 def _asked_once(

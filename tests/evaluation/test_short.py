@@ -8,7 +8,6 @@ import hashlib
 import json
 import pickle
 import zlib
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from allmem.evaluation.harness.livecodebench import (
     read_problem,
 )
 from allmem.evaluation.harness.sandbox import Limits
-from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
+from allmem.evaluation.model import EvaluatedModel, Prompt
 from allmem.evaluation.rows import RowsFile
 from allmem.evaluation.runner import evaluate
 from allmem.evaluation.scores import Score, run_scores
@@ -36,6 +35,7 @@ from allmem.evaluation.task import Setting
 from allmem.evaluation.verdicts import add_verdicts, with_verdicts
 from allmem.reading import Sampling
 from tests.data.tokenizers import small_tokenizer
+from tests.evaluation.answering import Recorder
 from tests.evaluation.short_rows import LCB_ROWS, write_rows
 
 RIGHT = {
@@ -45,32 +45,19 @@ RIGHT = {
 }
 
 
-class Programmer(EvaluatedModel):
+class Programmer(Recorder):
     """Gives right programs to the first so many requests for each problem."""
 
     label = "programmer"
 
     def __init__(self, right: int, tokenizer: Any = None) -> None:
-        self.right, self.tokenizer = right, tokenizer
-        self.asked: list[Prompt] = []
-        self.how: list[Sampling] = []
-        self.numbers: list[int] = []
+        super().__init__(tokenizer)
+        self.right = right
 
-    def identity(self) -> dict[str, Any]:
-        return {}
-
-    def complete(
-        self, prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
-    ) -> list[Completion]:
-        self.asked += prompts
-        self.how.append(sampling)
-        self.numbers += numbers
-        good = len(self.how) <= self.right
-        said = [
-            (RIGHT["abc1_a"] if "number" in prompt.text else RIGHT["3000"]) if good else "None."
-            for prompt in prompts
-        ]
-        return [Completion(text, 5, 7, True) for text in said]
+    def say(self, prompt: Prompt) -> str:
+        if len(self.how) > self.right:
+            return "None."
+        return RIGHT["abc1_a"] if "number" in prompt.text else RIGHT["3000"]
 
 
 def answered(data: Path, model: EvaluatedModel, **chosen: Any) -> list[dict[str, Any]]:

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 
-from allmem.evaluation.model import Completion, EvaluatedModel, Prompt
 from allmem.evaluation.probes import turns
 from allmem.evaluation.probes.scoring import score_answer
 from allmem.evaluation.suites.longbench import TASKS
 from allmem.evaluation.task import Example, Request, Row, Setting
 from allmem.evaluation.thinking import after_thinking
-from allmem.reading import Sampling
+from tests.evaluation.answering import Recorder
 
 THOUGHT = "<think>\nRome? No. Of 12345 and 67890 it is\n</think>\n\n"
 
 
-class Thinking(EvaluatedModel):
-    """A server that was not told to think."""
-
-    label = "thinking"
-
-    def __init__(self) -> None:
-        self.asked: list[Prompt] = []
-
-    def identity(self) -> dict[str, Any]:
-        return {}
-
-    def complete(
-        self, prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
-    ) -> list[Completion]:
-        self.asked += prompts
-        return [Completion(f"{THOUGHT}Paris", 9, 9, True) for _ in prompts]
-
-
-def answered(request: Request, setting: Setting) -> tuple[Row, Thinking]:
-    model = Thinking()
+def answered(request: Request, setting: Setting) -> tuple[Row, Recorder]:
+    model = Recorder(says=f"{THOUGHT}Paris")
     reference = {"answers": ["Paris"], "all_classes": None}
     example = Example("1", request, reference)
     task = TASKS["longbench/hotpotqa"]()

@@ -15,6 +15,7 @@ from allmem.evaluation.harness.encoding import (
     encode_prompt,
     shortened_text,
     until,
+    without_beginning,
 )
 from allmem.evaluation.model import EvaluatedModel, Prompt
 from allmem.evaluation.prompting import PAPER_NEW_TOKENS, check_can_cut, fitting_answer
@@ -124,13 +125,13 @@ def _prompt(request: LibraryRequest, model: EvaluatedModel, setting: Setting) ->
     check_can_cut(model, setting.truncate or model.reach)
     if model.tokenizer is not None:
         whole = chat_text(model.tokenizer, messages, setting.thinking) if messages else context
-        read, _ = encode_prompt(model.tokenizer, whole, None)
-        asked = min(len(read), setting.truncate or len(read))
+        ids = encode_prompt(model.tokenizer, whole)
+        asked = min(len(ids), setting.truncate or len(ids))
         most = fitting_answer(most, setting.max_new_tokens or min(own, most), model.reach, asked)
         longest = setting.truncate
         if model.reach is not None and (longest is None or model.bounded):
             longest = min(model.reach - most, asked)
-        ids, cut = encode_prompt(model.tokenizer, whole, longest)
+        ids, cut = without_beginning(ids, longest)
         if cut:
             # A server continues the same text: no conversation is what is left of one.
             messages, text = None, shortened_text(model.tokenizer, ids)

@@ -9,7 +9,7 @@ from typing import Any
 from allmem.errors import AllMemError
 from allmem.evaluation.bad_rows import bad_row
 from allmem.evaluation.harness.files import Files, read_files
-from allmem.evaluation.harness.library import load_task, task_names
+from allmem.evaluation.harness.lmeval import load_task, task_names
 from allmem.evaluation.task import Setting
 from allmem.evaluation.user_files import hub_page
 

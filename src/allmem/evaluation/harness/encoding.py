@@ -8,7 +8,14 @@ from typing import Any
 
 from allmem.errors import AllMemError
 
-__all__ = ["chat_text", "encode_pair", "encode_prompt", "shortened_text", "until"]
+__all__ = [
+    "chat_text",
+    "encode_pair",
+    "encode_prompt",
+    "shortened_text",
+    "until",
+    "without_beginning",
+]
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -27,24 +34,29 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     return whole[:first], whole[first:]
 
 
-def encode_prompt(tokenizer: Any, text: str, longest: int | None) -> tuple[list[int], int]:
-    """Tokens of a prompt, the last ``longest`` of them, and how many were left out in front.
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a prompt.
 
     The beginning-of-text token comes as the tokenizer has it, unless the text brings it along.
+    """
+    brings = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return list(tokenizer(text, **({"add_special_tokens": False} if brings else {}))["input_ids"])
+
+
+def without_beginning(ids: list[int], longest: int | None) -> tuple[list[int], int]:
+    """The last ``longest`` tokens of a prompt, and how many were left out in front.
 
     Raises:
         AllMemError: if there is no room for a prompt.
     """
-    brings = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    ids = tokenizer(text, **({"add_special_tokens": False} if brings else {}))["input_ids"]
     if longest is None or len(ids) <= longest:
-        return list(ids), 0
+        return ids, 0
     if longest <= 0:
         raise AllMemError(
             "the answer alone takes all tokens that the model was made for; allow a shorter one "
             "(--max-new-tokens)"
         )
-    return list(ids[-longest:]), len(ids) - longest
+    return ids[-longest:], len(ids) - longest
 
 
 def shortened_text(tokenizer: Any, ids: list[int]) -> str:
@@ -52,7 +64,7 @@ def shortened_text(tokenizer: Any, ids: list[int]) -> str:
     character that was cut may be several then."""
     text = tokenizer.decode(ids)
     first = 0
-    while len(encode_prompt(tokenizer, text, None)[0]) > len(ids) and first < len(ids):
+    while len(encode_prompt(tokenizer, text)) > len(ids) and first < len(ids):
         first += 1
         text = tokenizer.decode(ids[first:])
     return text

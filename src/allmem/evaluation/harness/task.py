@@ -14,7 +14,7 @@ from typing import Any
 from allmem.errors import AllMemError
 from allmem.evaluation.harness.asking import compare, generate, requests_of
 from allmem.evaluation.harness.definitions import Definition, Rows, library_tasks
-from allmem.evaluation.harness.library import characters_of, draws, load_task
+from allmem.evaluation.harness.lmeval import characters_of, draws, load_task
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.prompting import check_can_cut
 from allmem.evaluation.task import Example, Part, Row, Setting, Task

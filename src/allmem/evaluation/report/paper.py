@@ -6,11 +6,11 @@ They come from other models and other runs: shown, never averaged or compared wi
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from typing import Any
+
+from allmem.evaluation.benchmarks import benchmark
 
 __all__ = ["PaperRow", "PaperTable", "paper_tables"]
 
@@ -81,8 +81,6 @@ class PaperTable:
 @functools.cache
 def paper_tables() -> tuple[PaperTable, ...]:
     """All of them."""
-    path = files("allmem") / "resources" / "benchmarks" / "paper.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
     return tuple(
         PaperTable(
             table["number"],
@@ -90,5 +88,5 @@ def paper_tables() -> tuple[PaperTable, ...]:
             {row["task"]: PaperRow(**row) for row in table["rows"]},
             {average["group"]: average["scores"] for average in table.get("averages", ())},
         )
-        for table in told["tables"]
+        for table in benchmark("paper")["tables"]
     )
