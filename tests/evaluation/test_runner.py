@@ -394,6 +394,16 @@ def test_a_task_is_left_out_for_models_that_it_does_not_apply_to(tmp_path: Path)
         evaluate([plain()], [task], Setting(), tmp_path / "none")
 
 
+def test_what_is_left_out_stays_told_and_groups_are_those_of_all_commands(tmp_path: Path) -> None:
+    named = ["infinitebench/longbook_qa_eng", "infinitebench/longbook_qa_chn"]
+    for name in named:
+        with pytest.warns(UserWarning, match=f"{name} is left out for plain"):
+            evaluate([converted(), plain()], [ForSome(name, number=1)], Setting(), tmp_path)
+    run = Run(tmp_path)
+    assert run.left_out == {"plain": dict.fromkeys(named, "it sees everything")}
+    assert set(run.groups["infinitebench-paper"]) == set(named)
+
+
 class NoData(Letters):
     """Its file is missing."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from allmem.errors import AllMemError, unknown_name
+from allmem.evaluation.catalog import groups_within
 from allmem.evaluation.task import Row, Setting, Task
 from allmem.evaluation.verdicts import with_verdicts
 from allmem.files import atomic_path
@@ -125,8 +126,9 @@ class Run:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """Names of groups whose tasks are all in the run."""
-        return dict(self.about["groups"])
+        """Names of groups whose tasks are all in the run, whichever commands brought them."""
+        within = {name: list(tasks) for name, tasks in groups_within(self.tasks).items()}
+        return {**within, **self.about["groups"]}
 
     def identity(self, label: str) -> dict[str, Any]:
         """What a model is.
@@ -227,6 +229,7 @@ def write_run(
     """
     before = Run(folder).about if (folder / RUN_FILE).exists() else {}
     known = {model["label"]: model for model in [*before.get("models", []), *models]}
+    told = before.get("left_out", {})
     earlier = list(before.get("earlier_versions", []))
     if before.get("versions", versions) != versions:
         earlier.append(before["versions"])
@@ -242,7 +245,10 @@ def write_run(
         "tasks": list(dict.fromkeys([*before.get("tasks", []), *tasks])),
         "groups": {**before.get("groups", {}), **{k: list(v) for k, v in groups.items()}},
         "baseline": baseline or before.get("baseline"),
-        "left_out": {**before.get("left_out", {}), **left_out},
+        "left_out": {
+            label: {**told.get(label, {}), **left_out.get(label, {})}
+            for label in dict.fromkeys([*told, *left_out])
+        },
         "date": before.get("date", date),
         "commands": list(dict.fromkeys([*before.get("commands", []), command])),
         "versions": versions,

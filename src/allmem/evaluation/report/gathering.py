@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allmem.errors import AllMemError
+from allmem.evaluation.catalog import groups_within
 from allmem.evaluation.report.comparing import (
     examples_apart,
     incomplete,
@@ -50,7 +51,8 @@ def gather(folders: Sequence[str | Path], known: Mapping[str, Task] | None = Non
         raise AllMemError(
             f"there is no answer yet in {asked}; the same `allmem evaluate` command goes on"
         )
-    groups = {name: tuple(of) for scores in runs for name, of in scores.run.groups.items()}
+    groups = dict(groups_within(tasks))
+    groups |= {name: tuple(of) for scores in runs for name, of in scores.run.groups.items()}
     results = Results(runs, columns, tasks, groups)
     warnings = [
         *settings_apart(columns, tasks),
