@@ -14,13 +14,23 @@ from typing import Any, Literal, Self, get_args
 
 from allmem.errors import AllMemError, unknown_name
 
-__all__ = ["MemoryConfig", "Options", "WindowConfig", "check_chunk_fits_window"]
+__all__ = [
+    "HeadOptions",
+    "MemoryConfig",
+    "Options",
+    "ProjectionOptions",
+    "WindowConfig",
+    "check_chunk_fits_window",
+]
 
 Projections = Literal["full", "lowrank", "shared"]
 Norm = Literal["internal", "post_update", "none"]
 Loss = Literal["mse", "dot"]
 Network = Literal["swiglu", "linear"]
 Start = Literal["attention", "random"]
+WriteScope = Literal["all", "evicted"]
+Gate = Literal["sigmoid", "silu", "none"]
+KeyNorm = Literal["l2", "rms", "none"]
 
 MATRICES: dict[str, tuple[str, ...]] = {"swiglu": ("gate", "up", "down"), "linear": ("down",)}
 """The fast matrices of each memory network, in the order in which rates and states list them."""
@@ -47,7 +57,7 @@ class Options:
         return type(self).from_dict({**self.to_dict(), **changes})
 
 
-def _require_positive(owner: str, **values: int | None) -> None:
+def require_positive(owner: str, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and (
             not isinstance(value, int) or isinstance(value, bool) or value < 1
@@ -55,7 +65,7 @@ def _require_positive(owner: str, **values: int | None) -> None:
             raise AllMemError(f"{owner}: {name} = {value!r} must be a positive whole number")
 
 
-def _require_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise AllMemError(f"{owner}: {unknown_name(name, value, choices)}")
 
@@ -76,7 +86,7 @@ class WindowConfig(Options):
     """First tokens of a document that stay visible for ever: S."""
 
     def __post_init__(self) -> None:
-        _require_positive("WindowConfig", window=self.window)
+        require_positive("WindowConfig", window=self.window)
         if not isinstance(self.sinks, int) or isinstance(self.sinks, bool) or self.sinks < 0:
             raise AllMemError(
                 f"WindowConfig: sinks = {self.sinks!r} must be a whole number, 0 or more"
@@ -89,7 +99,40 @@ class WindowConfig(Options):
 
 
 @dataclass(frozen=True)
-class MemoryConfig(Options):
+class ProjectionOptions(Options):
+    """What every memory lets choose about its projections, and about the tokens that it writes.
+
+    Raises:
+        AllMemError: on a value outside its range.
+    """
+
+    projections: Projections = "full"
+    """How q, k, v, gate and output are projected: trained full-rank matrices, trained products of
+    rank ``rank``, or the attention's own frozen q, k, v with a trained difference of rank
+    ``rank``."""
+    start: Start = "attention"
+    """Whether the projections start from the attention's weights or at random (an ablation)."""
+    rank: int = 32
+    """Rank of the ``lowrank`` and ``shared`` projections."""
+    write_scope: WriteScope = "all"
+    """Whether every token is written as it is read, or only once attention no longer sees it
+    (``evicted``, as in Artificial Hippocampus Networks; see ``allmem.mixers.evicted``)."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require_positive(name, rank=self.rank)
+        require_choice(name, "projections", self.projections, get_args(Projections))
+        require_choice(name, "start", self.start, get_args(Start))
+        require_choice(name, "write_scope", self.write_scope, get_args(WriteScope))
+        if self.write_scope == "evicted" and self.projections == "shared":
+            raise AllMemError(
+                f"{name}: write_scope = 'evicted' writes tokens that attention projected long ago, "
+                "so projections = 'shared' cannot be had with it; choose 'full' or 'lowrank'"
+            )
+
+
+@dataclass(frozen=True)
+class MemoryConfig(ProjectionOptions):
     """The long-term memory: a network trained by gradient descent while the model reads.
 
     The defaults are the paper's method with the starting values that trained best; every other
@@ -123,14 +166,6 @@ class MemoryConfig(Options):
     clip: float | None = 1.0
     """Largest Frobenius norm of a chunk's gradient, per head and matrix: tau; ``None`` for no
     clip."""
-    projections: Projections = "full"
-    """How q, k, v, gate and output are projected: trained full-rank matrices, trained products of
-    rank ``rank``, or the attention's own frozen q, k, v with a trained difference of rank
-    ``rank``."""
-    start: Start = "attention"
-    """Whether the projections start from the attention's weights or at random (an ablation)."""
-    rank: int = 32
-    """Rank of the ``lowrank`` and ``shared`` projections."""
     conv: int = 4
     """Taps of the causal depthwise convolution after the projections; 0 for none."""
     feature_activation: bool = True
@@ -150,23 +185,21 @@ class MemoryConfig(Options):
     tokens."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = "MemoryConfig"
-        _require_positive(
+        require_positive(
             name,
             chunk=self.chunk,
             heads=self.heads,
             head_dim=self.head_dim,
             width=self.width,
-            rank=self.rank,
             reference_chunk=self.reference_chunk,
         )
-        _require_choice(name, "network", self.network, get_args(Network))
-        _require_choice(name, "loss", self.loss, get_args(Loss))
-        _require_choice(name, "norm", self.norm, get_args(Norm))
-        _require_choice(name, "projections", self.projections, get_args(Projections))
-        _require_choice(name, "start", self.start, get_args(Start))
+        require_choice(name, "network", self.network, get_args(Network))
+        require_choice(name, "loss", self.loss, get_args(Loss))
+        require_choice(name, "norm", self.norm, get_args(Norm))
         for matrix in self.norm_matrices:
-            _require_choice(name, "norm_matrices entry", matrix, MATRICES["swiglu"])
+            require_choice(name, "norm_matrices entry", matrix, MATRICES["swiglu"])
         if self.clip is not None and not self.clip > 0:
             raise AllMemError(f"{name}: clip = {self.clip!r} must be positive, or null for no clip")
         if not isinstance(self.conv, int) or self.conv < 0:
@@ -202,6 +235,61 @@ class MemoryConfig(Options):
         head_dim = self.head_dim or hidden_size // heads
         width = self.width or head_dim
         return self.replace(heads=heads, head_dim=head_dim, width=width)
+
+
+@dataclass(frozen=True)
+class HeadOptions(ProjectionOptions):
+    """What the memories other than the paper's let choose about their heads: the same projections,
+    convolutions and gate around each rule, so that a comparison is one of the rules.
+
+    Raises:
+        AllMemError: on a value outside its range.
+    """
+
+    heads: int | None = None
+    """Memory heads: H; ``None`` for as many as the attention has KV heads."""
+    key_dim: int | None = None
+    """Size of a head's queries and keys: d; ``None`` for D / H."""
+    value_dim: int | None = None
+    """Size of a head's values: dv; ``None`` for d."""
+    conv: int = 4
+    """Taps of the causal depthwise convolution after the projections; 0 for none."""
+    activation: bool = True
+    """Whether q, k and v go through SiLU after it."""
+    qk_norm: KeyNorm = "l2"
+    """What q and k are divided by, head by head: their length, their root mean square (with a
+    learned scale) or nothing."""
+    gate: Gate = "sigmoid"
+    """The output gate: 2 sigmoid(W_g x), which starts at one; SiLU(W_g x), which starts random; or
+    none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        require_positive(name, heads=self.heads, key_dim=self.key_dim, value_dim=self.value_dim)
+        require_choice(name, "gate", self.gate, get_args(Gate))
+        require_choice(name, "qk_norm", self.qk_norm, get_args(KeyNorm))
+        if not isinstance(self.conv, int) or self.conv < 0:
+            raise AllMemError(f"{name}: conv = {self.conv!r} must be a number of taps, 0 for none")
+
+    def sized(self, hidden_size: int, kv_heads: int) -> Self:
+        """These options with every size filled in for a model.
+
+        Args:
+            hidden_size: D.
+            kv_heads: KV heads of the attention.
+
+        Raises:
+            AllMemError: if D is not divisible by H and ``key_dim`` is not given.
+        """
+        heads = self.heads or kv_heads
+        if self.key_dim is None and hidden_size % heads:
+            raise AllMemError(
+                f"{type(self).__name__}: hidden size {hidden_size} is not divisible by {heads} "
+                "memory heads; give key_dim, or another number of heads"
+            )
+        key_dim = self.key_dim or hidden_size // heads
+        return self.replace(heads=heads, key_dim=key_dim, value_dim=self.value_dim or key_dim)
 
 
 def check_chunk_fits_window(chunk: int, window: int) -> None:

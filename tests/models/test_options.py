@@ -154,7 +154,7 @@ def test_the_memory_starts_where_it_says(name: str) -> None:
     unit = mixed.memory.unit
     attention = attention_weights(mixed.attention.core, attention_shape(model.config.text_config))
     assert attention.k is not None
-    laid = unit.projections.lay_kv.matrix() @ attention.k
+    laid = unit.projections.lay_k.matrix() @ attention.k
     assert_close(unit.projections.k.weight.detach(), laid, 1e-6)
     assert not unit.projections.g.weight.any()
     assert not mixed.alpha.any()

@@ -43,7 +43,7 @@ class Beginnings:
             return cache
         model = self.model
         states = []
-        for i, new in enumerate(model.init_states(rows, model.device, cache.window)):
+        for i, new in enumerate(model.init_states(rows, model.device, cache.window, cache.chunk)):
             memory = new.memory
             if memory is not None and config.state_init == "noise":
                 memory = memory.map(lambda t: _noisy(t, config.state_noise, generator))
@@ -54,7 +54,7 @@ class Beginnings:
                 mixer = model.mixers()[i].memory
                 assert old is not None
                 assert mixer is not None
-                memory = mixer.carry(old.select(torch.arange(rows) % len(self.passed.seen)))
+                memory = mixer.carry(old.select(torch.arange(rows) % len(self.passed.seen)), memory)
             states.append(LayerState(new.attention, memory))
         return cache.with_states(states)
 

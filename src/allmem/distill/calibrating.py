@@ -125,7 +125,7 @@ class Calibrator:
         wide = accumulation_dtype(x.dtype)
         weights = _weights(mixed)
         heads_full = entering[mixed.layer]
-        state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window)
+        state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
         windowed, _, _ = mixed.attention.attend(x, state.attention, layout)
         lost = (heads_full - entering[mixed.layer])[chosen].to(wide)  # [n, Q E]
         tokens = x[layout.valid].to(wide)

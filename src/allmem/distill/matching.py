@@ -98,7 +98,7 @@ def matching_loss(
         chosen: [R, N] bool, the positions that count.
     """
     assert mixed.memory is not None
-    state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window)
+    state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
     wide = accumulation_dtype(x.dtype)
     with torch.no_grad():
         windowed, _, features = mixed.attention.attend(

@@ -67,7 +67,7 @@ def read_segments(
     rows, length = ids.shape
     segment = segment or length
     if cache.states is None:
-        cache = cache.with_states(model.init_states(rows, ids.device, cache.window))
+        cache = cache.with_states(model.init_states(rows, ids.device, cache.window, cache.chunk))
     sums: list[Tensor] = []
     for first in range(0, length, segment):
         here = slice(first, min(first + segment, length))

@@ -81,7 +81,7 @@ class ReadoutSolver:
     ) -> float:
         memory = mixed.memory
         assert isinstance(memory, AllMemMixer)
-        state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window)
+        state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
         windowed, _, features = mixed.attention.attend(
             x, state.attention, layout, memory.reads_features
         )

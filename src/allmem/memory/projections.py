@@ -8,8 +8,8 @@ repeated where there are more tiles than heads. So slot s of a query and slot s 
 from the same feature of their heads, and the memory starts with the similarities that the attention
 learned.
 
-Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size, Q query heads, K KV
-heads, E their head size.
+Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size (of queries and keys;
+dv of values, where it may differ), Q query heads, K KV heads, E their head size.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from allmem.config import MemoryConfig
+from allmem.config import ProjectionOptions
 from allmem.errors import AllMemError
+from allmem.layout import Layout
 
-__all__ = ["AttentionWeights", "Features", "Projections"]
+__all__ = ["AttentionWeights", "Features", "Projections", "Written"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Features:
     k: Tensor  # [R, N, K E]
     v: Tensor  # [R, N, K E]
     output: Tensor  # [D, Q E], a weight
+
+
+@dataclass(frozen=True)
+class Written:
+    """The tokens that a call writes, where they are not those that it reads."""
+
+    x: Tensor
+    """[R, N, D]: the hidden state that slot i writes; 0 where it writes none."""
+    keep: Tensor
+    """[R, N] bool: whether it writes one."""
 
 
 class Laying:
@@ -176,37 +187,54 @@ class Projections(nn.Module):
     ``full``: trained matrices. ``lowrank``: trained products of rank r. ``shared``: the attention's
     own frozen q, k, v (before RoPE) and output weights, each with a trained difference of rank r
     that starts at zero. ``full`` and ``lowrank`` start from the attention's weights unless
-    ``config.start`` is ``random``.
+    ``options.start`` is ``random``.
+
+    Args:
+        heads, key_dim, value_dim: H, d and dv.
+        gate: whether there is a gate projection.
+
+    Raises:
+        AllMemError: if the rank is above the size of a projection.
     """
 
-    def __init__(self, hidden_size: int, config: MemoryConfig, attention: AttentionWeights) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        options: ProjectionOptions,
+        gate: bool,
+        attention: AttentionWeights,
+    ) -> None:
         super().__init__()
-        assert config.heads is not None
-        assert config.head_dim is not None
-        self.kind = config.projections
-        self.start = config.start
-        inner = config.heads * config.head_dim
-        if self.kind != "full" and config.rank > min(inner, hidden_size):
+        self.kind = options.projections
+        self.hidden_size = hidden_size
+        self.start = options.start
+        keys, values = heads * key_dim, heads * value_dim
+        smallest = min(keys, values, hidden_size)
+        if self.kind != "full" and options.rank > smallest:
             raise AllMemError(
-                f"MemoryConfig: rank = {config.rank} is above the size of the projections, "
-                f"{min(inner, hidden_size)}; choose a smaller rank or projections = 'full'"
+                f"{type(options).__name__}: rank = {options.rank} is above the size of the "
+                f"projections, {smallest}; choose a smaller rank or projections = 'full'"
             )
 
         def projection(inputs: int, outputs: int) -> nn.Module:
             if self.kind == "full":
                 return nn.Linear(inputs, outputs, bias=False)
-            return LowRank(inputs, outputs, config.rank)
+            return LowRank(inputs, outputs, options.rank)
 
-        self.q = projection(hidden_size, inner)
-        self.k = projection(hidden_size, inner)
-        self.v = projection(hidden_size, inner)
-        self.o = projection(inner, hidden_size)
-        self.g = projection(hidden_size, inner) if config.gate else None
-        self.lay_q = lay_query_heads(config.heads, config.head_dim, attention)
-        self.lay_kv = lay_kv_heads(config.heads, config.head_dim, attention)
+        self.q = projection(hidden_size, keys)
+        self.k = projection(hidden_size, keys)
+        self.v = projection(hidden_size, values)
+        self.o = projection(values, hidden_size)
+        self.g = projection(hidden_size, values) if gate else None
+        self.lay_q = lay_query_heads(heads, key_dim, attention)
+        self.lay_k = lay_kv_heads(heads, key_dim, attention)
+        self.lay_v = lay_kv_heads(heads, value_dim, attention)
         # The attention's output columns of the heads on a slot are summed, and a head that is
         # repeated on several slots is shared out: the same value on all of them counts once.
-        self.spread = self.lay_q.inverse()
+        self.spread = lay_query_heads(heads, value_dim, attention).inverse()
 
     @torch.no_grad()
     def reset_parameters(self, attention: AttentionWeights) -> None:
@@ -232,11 +260,10 @@ class Projections(nn.Module):
                 for name, shape in self._shapes().items()
             }
         q, k, v, o = (w.float().cpu() for w in weights if w is not None)
-        lay_q, lay_kv = self.lay_q.matrix(), self.lay_kv.matrix()
         return {
-            "q": lay_q @ q,
-            "k": lay_kv @ k,
-            "v": lay_kv @ v,
+            "q": self.lay_q.matrix() @ q,
+            "k": self.lay_k.matrix() @ k,
+            "v": self.lay_v.matrix() @ v,
             "o": o @ self.spread.matrix(),
         }
 
@@ -249,26 +276,41 @@ class Projections(nn.Module):
 
         return {name: shape(getattr(self, name)) for name in ("q", "k", "v", "o")}
 
-    def inputs(self, x: Tensor, features: Features | None) -> dict[str, Tensor]:
-        """{"q" | "k" | "v": [R, N, H d]} for x [R, N, D]."""
-        projected = {name: getattr(self, name)(x) for name in ("q", "k", "v")}
+    def inputs(
+        self, x: Tensor, layout: Layout, features: Features | None, written: Written | None
+    ) -> dict[str, Tensor]:
+        """{"q" | "k": [R, N, H d], "v": [R, N, H dv]} for x [R, N, D] that is zero in padding
+        slots; so are these. k and v are of what is written."""
+        source = x if written is None else written.x
+        projected = {"q": self.q(x), "k": self.k(source), "v": self.v(source)}
         if self.kind == "shared":
+            assert written is None, "the attention projected what is read, not what is written"
             assert features is not None, "shared projections need the attention's features"
             projected["q"] = projected["q"] + self.lay_q(features.q)
-            projected["k"] = projected["k"] + self.lay_kv(features.k)
-            projected["v"] = projected["v"] + self.lay_kv(features.v)
+            projected["k"] = projected["k"] + self.lay_k(features.k)
+            projected["v"] = projected["v"] + self.lay_v(features.v)
+            if not layout.full:
+                # Unlike x, the attention's features are anything in padding slots.
+                valid = layout.valid[..., None]
+                projected = {name: torch.where(valid, p, 0) for name, p in projected.items()}
         return projected
 
     def gate(self, x: Tensor) -> Tensor:
-        """[R, N, H d], before the sigmoid."""
+        """[R, N, H dv], before the activation."""
         assert self.g is not None
         gate: Tensor = self.g(x)
         return gate
 
     def output(self, read: Tensor, features: Features | None) -> Tensor:
-        """[R, N, H d] to [R, N, D]."""
+        """[R, N, H dv] to [R, N, D]."""
         y: Tensor = self.o(read)
         if self.kind == "shared":
             assert features is not None, "shared projections need the attention's features"
             y = y + F.linear(self.spread(read), features.output)
         return y
+
+    def flops(self) -> int:
+        """Of one token: two for every weight, and where the attention's weights are shared its
+        output projection a second time."""
+        own = 2 * sum(p.numel() for p in self.parameters())
+        return own + (2 * len(self.spread.sources) * self.hidden_size * (self.kind == "shared"))

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
-from allmem.memory.convolution import causal_convolution
+from allmem.memory.convolution import Convolutions
 from allmem.memory.inner_loop import inner_loop
-from allmem.memory.projections import AttentionWeights, Features, Projections
+from allmem.memory.projections import AttentionWeights, Features, Projections, Written
 from allmem.memory.state import MemoryState, UnitState
 
 __all__ = ["MemoryUnit"]
@@ -84,14 +84,12 @@ class MemoryUnit(nn.Module):
         self.config = config
         self.hidden_size = hidden_size
         self.heads, self.head_dim, self.width = heads, head_dim, width
-        self.projections = Projections(hidden_size, config, attention)
+        self.projections = Projections(
+            hidden_size, heads, head_dim, head_dim, config, config.gate, attention
+        )
         if config.conv:
-            self.convolutions = nn.ParameterDict(
-                {
-                    name: nn.Parameter(torch.empty(config.conv, heads * head_dim))
-                    for name in ("q", "k", "v")
-                }
-            )
+            inner = heads * head_dim
+            self.convolutions = Convolutions(config.conv, (inner, inner, inner))
         self.q_norm = HeadNorm(heads, head_dim)
         self.k_norm = HeadNorm(heads, head_dim)
         if config.normalize_values:
@@ -116,9 +114,7 @@ class MemoryUnit(nn.Module):
         config = self.config
         self.projections.reset_parameters(attention)
         if config.conv:
-            for taps in self.convolutions.values():
-                taps.zero_()
-                taps[0] = 1
+            self.convolutions.reset_parameters()
         for norm in (self.q_norm, self.k_norm, self.o_norm):
             norm.weight.fill_(1)
         if config.normalize_values:
@@ -151,19 +147,16 @@ class MemoryUnit(nn.Module):
 
     def begin(self, rows: int, dtype: torch.dtype) -> UnitState:
         """The state before the first token; F_0 keeps its gradient. ``dtype``: that of x."""
-        tails = {}
-        if self.config.conv > 1:
-            channels = self.heads * self.head_dim
-            tails = {
-                name: torch.zeros(
-                    rows, self.config.conv - 1, channels, dtype=dtype, device=self.eta.bias.device
-                )
-                for name in ("q", "k", "v")
-            }
+        tails = self.convolutions.begin(rows, dtype) if self.config.conv else {}
         return UnitState(MemoryState.begin(dict(self.initial), rows, self.config.momentum), tails)
 
     def forward(
-        self, x: Tensor, state: UnitState, layout: Layout, features: Features | None = None
+        self,
+        x: Tensor,
+        state: UnitState,
+        layout: Layout,
+        features: Features | None = None,
+        written: Written | None = None,
     ) -> tuple[Tensor, UnitState]:
         """Read and write every token.
 
@@ -172,6 +165,7 @@ class MemoryUnit(nn.Module):
             state: consumed.
             features: the attention's q, k, v before RoPE; only ``projections = "shared"`` reads
             them.
+            written: what every slot writes, if it is not what it reads.
 
         Returns:
             [R, N, D] (arbitrary but finite in padding slots) and the state after the call.
@@ -179,19 +173,10 @@ class MemoryUnit(nn.Module):
         # Padding may hold anything; from here on it holds zeros.
         if not layout.full:
             x = torch.where(layout.valid[..., None], x, 0)
-        projected = self.projections.inputs(x, features)
-        if features is not None and not layout.full:
-            projected = {
-                name: torch.where(layout.valid[..., None], p, 0) for name, p in projected.items()
-            }
-        tails = {}
+        projected = self.projections.inputs(x, layout, features, written)
+        tails: dict[str, Tensor] = {}
         if self.config.conv:
-            for name in ("q", "k", "v"):
-                projected[name], tail = causal_convolution(
-                    projected[name], self.convolutions[name], state.tails.get(name), layout
-                )
-                if tail is not None:
-                    tails[name] = tail
+            projected, tails = self.convolutions.apply_to(projected, state.tails, layout)
         q, k, v = (self._split_heads(projected[name]) for name in ("q", "k", "v"))
         # Autocast would do the sums of the inner loop in half precision.
         with torch.autocast(x.device.type, enabled=False):
@@ -200,7 +185,9 @@ class MemoryUnit(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
             if self.config.normalize_values:
                 v = self.v_norm(v)
-            eta, beta = self.rates(x, layout.chunk)
+            eta, beta = self.rates(x if written is None else written.x, layout.chunk)
+            if written is not None:
+                eta, beta = eta * written.keep[..., None, None], beta * written.keep[..., None]
             read, memory = inner_loop(
                 q, k, v, eta, beta, state.memory, dict(self.initial), layout, self.config
             )

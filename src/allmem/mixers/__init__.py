@@ -1,15 +1,22 @@
 """Token mixers: the contract, the registry, and one file for each kind."""
 
-from allmem.memory.projections import AttentionWeights, Features
-from allmem.mixers.base import Capabilities, Mixer
+from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.mixers.base import Capabilities, MemoryMixer, Mixer
 from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_names, register_memory
+
+# Each registers its names.
+from allmem.mixers import allmem, delta  # isort: skip
 
 __all__ = [
     "AttentionWeights",
     "Capabilities",
     "Features",
     "MemoryKind",
+    "MemoryMixer",
     "Mixer",
+    "Written",
+    "allmem",
+    "delta",
     "expand_pattern",
     "mixer_names",
     "register_memory",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Features
+from allmem.memory.projections import AttentionWeights, Features, Written
 from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
 from allmem.memory.unit import MemoryUnit
-from allmem.mixers.base import Capabilities, Mixer
+from allmem.mixers.base import Capabilities, MemoryMixer
+from allmem.mixers.registry import MemoryKind, register_memory
 from allmem.state import State
 
 __all__ = ["AllMemMixer"]
 
 
-class AllMemMixer(Mixer):
+class AllMemMixer(MemoryMixer):
     """A ``MemoryUnit`` under the mixer contract."""
 
     capabilities = Capabilities(constant_state=True, trainable=True)
@@ -33,19 +34,27 @@ class AllMemMixer(Mixer):
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> UnitState:
         return self.unit.begin(rows, dtype)
 
+    def lag(self, layout: Layout) -> int:
+        return layout.chunk or self.unit.config.chunk
+
     def forward(
-        self, x: Tensor, state: State, layout: Layout, features: Features | None = None
+        self,
+        x: Tensor,
+        state: State,
+        layout: Layout,
+        features: Features | None = None,
+        written: Written | None = None,
     ) -> tuple[Tensor, UnitState]:
         assert isinstance(state, UnitState)
-        return self.unit(x, state, layout, features)
+        return self.unit(x, state, layout, features, written)
 
-    def carry(self, state: State) -> UnitState:
+    def carry(self, old: State, new: State) -> UnitState:
         """Fast weights and momentum; the open chunk and the convolutions begin anew."""
-        assert isinstance(state, UnitState)
-        memory = state.memory
-        empty = {name: torch.zeros_like(g) for name, g in memory.gradient.items()}
-        kept = MemoryState(memory.weights, memory.momentum, empty, torch.zeros_like(memory.beta))
-        return UnitState(kept, {name: torch.zeros_like(t) for name, t in state.tails.items()})
+        assert isinstance(old, UnitState)
+        assert isinstance(new, UnitState)
+        begun = new.memory
+        kept = MemoryState(old.memory.weights, old.memory.momentum, begun.gradient, begun.beta)
+        return UnitState(kept, new.tails)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         unit = self.unit
@@ -63,17 +72,13 @@ class AllMemMixer(Mixer):
         (2 F), the forward of the key (2 F), and the gradient (2 F for the outer products, and
         2 F_down back through ``down``). What happens once a chunk is elementwise."""
         unit, projections = self.unit, self.unit.projections
-        mapped = sum(_linear_flops(module) for module in projections.children())
-        if projections.kind == "shared":
-            # The attention's own output projection, a second time.
-            mapped += 2 * len(projections.spread.sources) * unit.hidden_size
         rates = 2 * unit.eta.weight.numel()
         if unit.config.momentum:
             rates += 2 * unit.beta.weight.numel()
         fast = 2 * sum(w.numel() for w in unit.initial.values())
         back = 2 * unit.initial["down"].numel() if unit.config.network == "swiglu" else 0
         return {
-            "memory projections": tokens * mapped,
+            "memory projections": tokens * projections.flops(),
             "memory rates": tokens * rates,
             "memory read": tokens * fast,
             "memory key forward": tokens * fast,
@@ -81,6 +86,4 @@ class AllMemMixer(Mixer):
         }
 
 
-def _linear_flops(module: nn.Module) -> int:
-    """Of a projection, per token: two for every weight."""
-    return 2 * sum(p.numel() for p in module.parameters())
+register_memory(MemoryKind("allmem", MemoryConfig, AllMemMixer))

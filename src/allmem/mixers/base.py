@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from allmem.layout import Layout
-from allmem.memory.projections import Features
+from allmem.memory.projections import Features, Written
 from allmem.state import State
 
-__all__ = ["Capabilities", "Mixer"]
+__all__ = ["Capabilities", "MemoryMixer", "Mixer"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,16 @@ class Mixer(nn.Module, ABC):
             [R, N, D], finite in padding slots, and the state after the call.
         """
 
-    def carry(self, state: State) -> State:
-        """What of a state may stand before the first token of another text, in place of
-        ``init_state``: all of it, unless a mixer keeps something that belongs to a place in the
-        old one."""
-        return state
+    def carry(self, old: State, new: State) -> State:
+        """A state to begin another text with that holds what ``old`` learned.
+
+        Args:
+            new: the other text's state from ``init_state``.
+
+        Returns:
+            ``old``, unless a mixer keeps something that belongs to a place in the old text.
+        """
+        return old
 
     @abstractmethod
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
@@ -87,3 +92,24 @@ class Mixer(nn.Module, ABC):
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """``flops`` by what they are for; for a mixer that says no more, all of them one part."""
         return {"memory": self.flops(tokens)}
+
+
+class MemoryMixer(Mixer):
+    """A mixer that can write other tokens than it reads, so that ``write_scope = evicted`` can
+    stand around it (``allmem.mixers.evicted``)."""
+
+    def lag(self, layout: Layout) -> int:
+        """Tokens that may be read before what was written is found again: 0 where a token is
+        written before it reads, C where writing waits for the end of a chunk."""
+        return 0
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        state: State,
+        layout: Layout,
+        features: Features | None = None,
+        written: Written | None = None,
+    ) -> tuple[Tensor, State]:
+        """As ``Mixer.forward``; ``written``, if given, is what every slot writes."""

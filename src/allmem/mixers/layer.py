@@ -17,6 +17,7 @@ from allmem.layout import Layout
 from allmem.memory.projections import Features
 from allmem.mixers.attention import AttentionMixer
 from allmem.mixers.base import Capabilities, Mixer
+from allmem.mixers.evicted import EvictedMixer
 from allmem.state import State
 
 __all__ = ["LayerMixer", "LayerState"]
@@ -61,9 +62,16 @@ class LayerMixer(Mixer):
         dtype: torch.dtype,
         device: torch.device,
         window: WindowConfig | None = None,
+        chunk: int | None = None,
     ) -> LayerState:
+        """As in the contract; ``window`` and ``chunk``, if given, are what the state will be read
+        with."""
         attention = self.attention.init_state(rows, dtype, device, window)
-        memory = self.memory.init_state(rows, dtype, device) if self.memory is not None else None
+        memory: State | None = None
+        if isinstance(self.memory, EvictedMixer):
+            memory = self.memory.init_state(rows, dtype, device, window, chunk)
+        elif self.memory is not None:
+            memory = self.memory.init_state(rows, dtype, device)
         return LayerState(attention, memory)
 
     def forward(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from allmem.config import MemoryConfig
+from allmem.config import WindowConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.memory.projections import AttentionWeights
-from allmem.mixers.allmem import AllMemMixer
-from allmem.mixers.base import Mixer
+from allmem.mixers.base import MemoryMixer, Mixer
+from allmem.mixers.evicted import EvictedMixer
 
 __all__ = ["MemoryKind", "expand_pattern", "memory_kind", "mixer_names", "register_memory"]
 
@@ -27,6 +27,39 @@ class MemoryKind:
     """Its options: a dataclass with ``from_dict`` and ``to_dict``, such as ``MemoryConfig``."""
     build: Callable[[int, Any, AttentionWeights], Mixer]
     """(hidden size, options, the attention beside it) -> the mixer."""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    """Options that have other defaults under this name than in ``config``."""
+
+    def options(self, values: Mapping[str, Any]) -> Any:
+        """The validated options for what a user chose.
+
+        Raises:
+            AllMemError: on an unknown option or a value outside its range.
+        """
+        return self.config.from_dict({**self.preset, **values})
+
+    def make(
+        self, hidden_size: int, options: Any, attention: AttentionWeights, window: WindowConfig
+    ) -> Mixer:
+        """The mixer of one layer.
+
+        Args:
+            hidden_size: D.
+            options: from ``options``.
+            window: of the attention beside it, for memories that write what leaves it.
+
+        Raises:
+            AllMemError: if sizes do not fit, or the memory cannot write what leaves the window.
+        """
+        mixer = self.build(hidden_size, options, attention)
+        if getattr(options, "write_scope", "all") == "all":
+            return mixer
+        if not isinstance(mixer, MemoryMixer):
+            raise AllMemError(
+                f"mixer {self.name!r}: write_scope = 'evicted' needs a mixer that derives from "
+                "allmem.mixers.MemoryMixer; choose write_scope = 'all'"
+            )
+        return EvictedMixer(hidden_size, mixer, window)
 
 
 _KINDS: dict[str, MemoryKind] = {}
@@ -86,6 +119,3 @@ def expand_pattern(pattern: str | Sequence[str], layers: int) -> list[str]:
             f"model's {layers}; give a pattern whose length divides {layers}"
         )
     return names * (layers // len(names))
-
-
-register_memory(MemoryKind("allmem", MemoryConfig, AllMemMixer))

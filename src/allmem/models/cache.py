@@ -300,7 +300,7 @@ class AllMemCache(Cache):
         cache.columns = header["columns"]
         cache.head = None if header["head"] is None else torch.tensor(header["head"])
         cache.note = header["note"]
-        template = model.init_states(1, model.device, cache.window)
+        template = model.init_states(1, model.device, cache.window, cache.chunk)
         cache.states = [
             state.with_tensors(
                 {

@@ -84,7 +84,7 @@ class AllMemConfig(PreTrainedConfig):
             kind = memory_kind(name)
             if kind is None:
                 continue
-            options = kind.config.from_dict(self.mixer_options.get(name, {}))
+            options = kind.options(self.mixer_options.get(name, {}))
             self.mixer_options[name] = options.to_dict()
             if getattr(options, "chunk", None) is not None:
                 check_chunk_fits_window(options.chunk, window.window)
@@ -116,7 +116,7 @@ class AllMemConfig(PreTrainedConfig):
         """The validated options of a memory by its mixer's name; ``None`` for a layer without
         one."""
         kind = None if mixer == LOCAL else memory_kind(mixer)
-        return None if kind is None else kind.config.from_dict((self.mixer_options or {})[mixer])
+        return None if kind is None else kind.options((self.mixer_options or {})[mixer])
 
     def essence(self) -> dict[str, Any]:
         """What decides the meaning of a state or an adapter: no paths, versions or dtypes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -119,9 +120,14 @@ def convert(
         if name == "allmem" or name not in layers:
             remedy = "memory=" if name == "allmem" else "a layer that is one"
             raise AllMemError(f"mixer_options: {name!r} needs {remedy}; the layers are {layers}")
-    if "allmem" in layers:
-        options["allmem"] = _memory_options(memory, chunk, window, default_chunk).to_dict()
-    elif memory is not None or chunk is not None:
+    chunked = [name for name in sorted(set(layers)) if _has_chunk(name)]
+    for name in chunked:
+        if name == "allmem":
+            given: dict[str, Any] | MemoryConfig = memory if memory is not None else {}
+        else:
+            given = options.get(name, {})
+        options[name] = _with_chunk(name, given, chunk, window, default_chunk)
+    if (memory is not None and "allmem" not in layers) or (chunk is not None and not chunked):
         raise AllMemError(
             "memory options or a chunk were given, but no layer has a memory that takes them: "
             f"{sorted(set(layers))}"
@@ -145,24 +151,42 @@ def convert(
     return converted
 
 
-def _memory_options(
-    given: MemoryConfig | dict[str, Any] | None, chunk: int | None, window: int, default_chunk: int
-) -> MemoryConfig:
-    """The options of the ``allmem`` memory; a chunk of its own gives way to no other."""
+def _has_chunk(name: str) -> bool:
+    """Whether a layer's memory writes in chunks that the window has to cover."""
+    kind = None if name == LOCAL else memory_kind(name)
+    return kind is not None and any(f.name == "chunk" for f in dataclasses.fields(kind.config))
+
+
+def _with_chunk(
+    name: str,
+    given: MemoryConfig | dict[str, Any],
+    chunk: int | None,
+    window: int,
+    default_chunk: int,
+) -> dict[str, Any]:
+    """The options of a memory that writes in chunks. A chunk of its own gives way to no other, but
+    for a ``MemoryConfig``'s, which always has one."""
+    kind = memory_kind(name)
+    assert kind is not None
     if isinstance(given, MemoryConfig):
-        memory = given if chunk is None else given.replace(chunk=chunk)
+        values = given.to_dict()
+        if chunk is not None:
+            values["chunk"] = chunk
     else:
-        values = dict(given or {})
+        values = {**kind.preset, **given}
         inner = values.setdefault("chunk", chunk)
         if inner is None:
             inner = values["chunk"] = min(default_chunk, max(window // 2, 1))
         if chunk is not None and inner != chunk:
+            where = "memory" if name == "allmem" else f"mixer_options[{name!r}]"
             raise AllMemError(
-                f"chunk = {chunk}, but memory has chunk = {inner}; give one of the two"
+                f"chunk = {chunk}, but {where} has chunk = {inner}; give one of the two"
             )
-        memory = MemoryConfig.from_dict(values)
-    check_chunk_fits_window(memory.chunk, window)
-    return memory
+    options = kind.options(values)
+    check_chunk_fits_window(options.chunk, window)
+    values = options.to_dict()
+    assert isinstance(values, dict)
+    return values
 
 
 def _warn_beyond_training(config: PreTrainedConfig, window: WindowConfig) -> None:

@@ -98,7 +98,7 @@ class MixedAttention(LayerMixer):
             if call.before is None:
                 # Here and not before the call: a layer's weights may be elsewhere until its turn
                 # (another device, another process's shard).
-                before = self.init_state(x.shape[0], x.dtype, x.device, layout.window)
+                before = self.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
             else:
                 before = call.before[self.layer]
             y, after = super().forward(x, before, layout)
@@ -156,8 +156,8 @@ def mixer_around(
             # Not the caller's generator: a text that one process has read and another continues
             # must meet the same memory.
             torch.manual_seed(seed * SEED_STRIDE + layer)
-            memory = kind.build(
-                shape.hidden_size, config.options_of(name), attention_weights(core, shape)
+            memory = kind.make(
+                shape.hidden_size, config.options_of(name), attention_weights(core, shape), window
             )
     mixed = MixedAttention(layer, attention, memory, own)
     weight = core.o_proj.weight

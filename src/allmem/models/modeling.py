@@ -116,12 +116,17 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         return fingerprint(dict(self.named_parameters()))
 
     def init_states(
-        self, rows: int, device: torch.device, window: WindowConfig | None = None
+        self,
+        rows: int,
+        device: torch.device,
+        window: WindowConfig | None = None,
+        chunk: int | None = None,
     ) -> list[LayerState]:
-        """The state of every layer before the first token."""
+        """The state of every layer before the first token; ``window`` and ``chunk``, if given, are
+        what it will be read with."""
         embeddings: Any = self.get_input_embeddings()
         dtype = embeddings.weight.dtype
-        return [mixed.init_state(rows, dtype, device, window) for mixed in self.mixers()]
+        return [mixed.init_state(rows, dtype, device, window, chunk) for mixed in self.mixers()]
 
     # Forward
 

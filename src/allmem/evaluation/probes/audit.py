@@ -147,7 +147,7 @@ def _variants(
     """What the session remembers, as it is and with other memories, one at a time."""
     inner, here = _opened(model).model, _cache(session)
     yield "intact", intact(here)
-    yield "reset", replaced(here, inner.init_states(1, inner.device, here.window))
+    yield "reset", replaced(here, inner.init_states(1, inner.device, here.window, here.chunk))
     yield "shuffled", shuffled(here, seed)
     stranger, chunk = model.session(), _Sizes.of(model).chunk
     ids = other.ids(measuring_tokenizer(model), place)

@@ -1,0 +1,157 @@
+"""What stands around the rule of every memory but the paper's: projections that start from the
+attention's, convolutions, norms, output norm and gate.
+
+    q, k, v = conv(W_q x), conv(W_k x), conv(W_v x)
+    q, k, v = SiLU(q) / |q|, SiLU(k) / |k|, SiLU(v)
+    y       = W_o (RMSNorm_head(o) gate(W_g x))
+
+They are the same for all, so that a comparison of two memories is one of their rules.
+
+Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size of queries and keys,
+dv of values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from allmem.config import HeadOptions
+from allmem.layout import Layout
+from allmem.memory.convolution import Convolutions
+from allmem.memory.projections import AttentionWeights, Features, Projections, Written
+from allmem.memory.state import accumulation_dtype
+from allmem.memory.unit import HeadNorm
+
+__all__ = ["Heads", "HeadShell"]
+
+L2_EPS = 1e-6
+"""Added to squared lengths, as in flash-linear-attention."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a rule reads and writes in one call."""
+
+    q: Tensor
+    """[R, H, N, d], in the accumulation dtype; so are ``k`` and ``v``."""
+    k: Tensor
+    """[R, H, N, d], 0 where nothing is written."""
+    v: Tensor
+    """[R, H, N, dv], 0 where nothing is written."""
+    source: Tensor
+    """[R, N, D], the hidden states that are written: what rates of writing depend on."""
+    keep: Tensor | None
+    """[R, N] bool, whether a slot writes; ``None`` where all do."""
+    tails: dict[str, Tensor]
+    """Of the convolutions, after the call."""
+
+    def kept(self, rate: Tensor, otherwise: float = 0.0) -> Tensor:
+        """A rate [R, H, N, ...], with ``otherwise`` where nothing is written."""
+        if self.keep is None:
+            return rate
+        keep = self.keep[:, None].view(*self.keep.shape[:1], 1, -1, *[1] * (rate.dim() - 3))
+        return torch.where(keep, rate, otherwise)
+
+
+class HeadShell(nn.Module):
+    """Projections, convolutions, norms and gate around a rule.
+
+    Args:
+        hidden_size: D.
+        options: with every size filled in (``HeadOptions.sized``).
+        attention: shapes, and where known the weights, of the attention beside it.
+    """
+
+    def __init__(self, hidden_size: int, options: HeadOptions, attention: AttentionWeights) -> None:
+        super().__init__()
+        heads, key_dim, value_dim = options.heads, options.key_dim, options.value_dim
+        assert heads is not None
+        assert key_dim is not None
+        assert value_dim is not None
+        self.options = options
+        self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
+        self.projections = Projections(
+            hidden_size, heads, key_dim, value_dim, options, options.gate != "none", attention
+        )
+        if options.conv:
+            keys, values = heads * key_dim, heads * value_dim
+            self.convolutions = Convolutions(options.conv, (keys, keys, values))
+        if options.qk_norm == "rms":
+            self.q_norm = HeadNorm(heads, key_dim)
+            self.k_norm = HeadNorm(heads, key_dim)
+        self.o_norm = HeadNorm(heads, value_dim)
+        self.reset_parameters(attention)
+
+    @torch.no_grad()
+    def reset_parameters(self, attention: AttentionWeights) -> None:
+        """Starting values; the random ones from torch's global generator."""
+        self.projections.reset_parameters(attention)
+        if self.options.conv:
+            self.convolutions.reset_parameters()
+        if self.options.gate == "silu":
+            # SiLU(0) = 0 would let nothing through, gradients neither.
+            for weight in self.projections.g.parameters():  # type: ignore[union-attr]
+                weight.normal_(std=weight.shape[1] ** -0.5)
+
+    def begin(self, rows: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tails of the convolutions before the first token."""
+        return self.convolutions.begin(rows, dtype) if self.options.conv else {}
+
+    def inputs(
+        self,
+        x: Tensor,
+        tails: dict[str, Tensor],
+        layout: Layout,
+        features: Features | None = None,
+        written: Written | None = None,
+    ) -> Heads:
+        """Queries of what is read, keys and values of what is written.
+
+        Args:
+            x: [R, N, D]; padding slots may hold anything.
+        """
+        if not layout.full:
+            x = torch.where(layout.valid[..., None], x, 0)
+        keep = None if layout.full else layout.valid
+        source = x
+        if written is not None:
+            source, keep = written.x, written.keep
+        projected = self.projections.inputs(x, layout, features, written)
+        after: dict[str, Tensor] = {}
+        if self.options.conv:
+            projected, after = self.convolutions.apply_to(projected, tails, layout)
+        wide = accumulation_dtype(x.dtype)
+        q, k, v = (
+            projected[name].unflatten(-1, (self.heads, -1)).to(wide) for name in ("q", "k", "v")
+        )
+        if self.options.activation:
+            q, k, v = F.silu(q), F.silu(k), F.silu(v)
+        if self.options.qk_norm == "rms":
+            q, k = self.q_norm(q), self.k_norm(k)
+        elif self.options.qk_norm == "l2":
+            q, k = (t * (t.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for t in (q, k))
+        if keep is not None:
+            # The convolutions go on into the padding behind a row.
+            k, v = (torch.where(keep[..., None, None], t, 0) for t in (k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return Heads(q, k, v, source, keep, after)
+
+    def output(self, read: Tensor, x: Tensor, layout: Layout, features: Features | None) -> Tensor:
+        """What the rule read, [R, H, N, dv], back in the hidden size: [R, N, D]."""
+        if not layout.full:
+            x = torch.where(layout.valid[..., None], x, 0)
+        read = self.o_norm(read.transpose(1, 2)).flatten(2).to(x.dtype)
+        if self.options.gate == "sigmoid":
+            read = read * (2 * torch.sigmoid(self.projections.gate(x)))
+        elif self.options.gate == "silu":
+            read = read * F.silu(self.projections.gate(x))
+        return self.projections.output(read, features)
+
+    def tail_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of one sequence's tails."""
+        taps = max(self.options.conv - 1, 0)
+        return taps * self.heads * (2 * self.key_dim + self.value_dim) * dtype.itemsize

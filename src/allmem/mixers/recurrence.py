@@ -1,0 +1,147 @@
+"""Matrix-valued recurrences, block by block: the rules behind most linear memories.
+
+    linear:  S_t = diag(a_t) S_{t-1} + k_t v_t^T                               o_t = S_t^T q_t
+    delta:   S_t = diag(a_t) S_{t-1} + b_t k_t (v_t - (diag(a_t) S_{t-1})^T k_t)^T
+
+with a_t one decay for a head or one for each channel of its keys. A block of n tokens is computed
+at once from the state before it: with A_t the logarithms of the decays up to t added up, token t
+sees what j <= t wrote with the weight exp(A_t - A_j). Those differences are taken before the
+exponential, so that nothing overflows however strongly a head forgets.
+
+A token with k = 0, v = 0, b = 0 and log a = 0 changes nothing: so padding is written.
+
+Letters: R rows, H heads, N tokens, n tokens of a block, d size of keys, dv of values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["block_flops", "delta_rule", "linear_rule"]
+
+CHANNEL_BLOCK = 16
+"""Tokens of a block where every channel has a decay of its own: its differences are [n, n, d]."""
+
+
+def linear_rule(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """Linear attention with decay, as in GLA (a decay per channel) and Mamba-2 (one per head).
+
+    Args:
+        q, k: [R, H, N, d].
+        v: [R, H, N, dv].
+        log_decay: [R, H, N] or [R, H, N, d], at most 0; ``None`` for no decay.
+        state: S, [R, H, d, dv].
+        block: n; it changes the speed, not the result.
+
+    Returns:
+        [R, H, N, dv] and the state after the tokens.
+    """
+    pieces = []
+    for now in _blocks(q.shape[2], block, log_decay):
+        decay = _Decay(None if log_decay is None else log_decay[:, :, now])
+        q_now, k_now, v_now = q[:, :, now], k[:, :, now], v[:, :, now]
+        y = decay.products(q_now, k_now, diagonal=0) @ v_now
+        pieces.append(y + decay.since_start(q_now) @ state)
+        state = decay.carried(state) + decay.until_end(k_now).mT @ v_now
+    return torch.cat(pieces, 2), state
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rate: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """The delta rule: a token writes what the state did not already say of its key (Yang et al.
+    2024, arXiv:2406.06484; with decay arXiv:2412.06464; per channel arXiv:2510.26692).
+
+    Args:
+        q, k: [R, H, N, d]; keys of length one keep the rule stable for rates up to 2.
+        v: [R, H, N, dv].
+        rate: b, [R, H, N].
+        log_decay: [R, H, N] or [R, H, N, d], at most 0; ``None`` for no decay.
+        state: S, [R, H, d, dv].
+        block: n; it changes the speed, not the result.
+
+    Returns:
+        [R, H, N, dv] and the state after the tokens.
+    """
+    pieces = []
+    for now in _blocks(q.shape[2], block, log_decay):
+        decay = _Decay(None if log_decay is None else log_decay[:, :, now])
+        q_now, k_now, v_now, b = q[:, :, now], k[:, :, now], v[:, :, now], rate[:, :, now, None]
+        # What each token writes depends on what those before it wrote: (1 + b K) u = b (v - k S),
+        # with K the products of keys below the diagonal.
+        among = b * decay.products(k_now, k_now, diagonal=-1)
+        asked = b * (v_now - decay.since_start(k_now) @ state)
+        u = torch.linalg.solve_triangular(among, asked, upper=False, unitriangular=True)
+        y = decay.products(q_now, k_now, diagonal=0) @ u
+        pieces.append(y + decay.since_start(q_now) @ state)
+        state = decay.carried(state) + decay.until_end(k_now).mT @ u
+    return torch.cat(pieces, 2), state
+
+
+def block_flops(tokens: int, block: int, key_dim: int, value_dim: int, *, delta: bool) -> int:
+    """Matrix products of one head over ``tokens`` tokens from the start of a call, a multiply-add
+    counting two; the triangular solve counts none."""
+    blocks, rest = divmod(tokens, block)
+    pairs = blocks * block**2 + rest**2
+    within = 2 * pairs * (key_dim + value_dim)
+    across = 2 * 2 * tokens * key_dim * value_dim
+    if delta:
+        within += 2 * pairs * key_dim
+        across += 2 * tokens * key_dim * value_dim
+    return within + across
+
+
+def _blocks(tokens: int, block: int, log_decay: Tensor | None) -> list[slice]:
+    if log_decay is not None and log_decay.dim() == 4:
+        block = min(block, CHANNEL_BLOCK)
+    return [slice(first, first + block) for first in range(0, tokens, block)]
+
+
+class _Decay:
+    """The decays of one block, [R, H, n] or [R, H, n, d]."""
+
+    def __init__(self, log_decay: Tensor | None) -> None:
+        self.total = None if log_decay is None else log_decay.cumsum(2)
+        self.channels = log_decay is not None and log_decay.dim() == 4
+
+    def products(self, a: Tensor, b: Tensor, diagonal: int) -> Tensor:
+        """a_t . diag(exp(A_t - A_j)) b_j for j <= t + diagonal, else 0: [R, H, n, n]."""
+        if self.total is None:
+            return (a @ b.mT).tril(diagonal)
+        gap = self.total[:, :, :, None] - self.total[:, :, None]  # [R, H, n, n(, d)]
+        n = a.shape[2]
+        past = torch.ones(n, n, dtype=torch.bool, device=a.device).tril(diagonal)
+        if self.channels:
+            seen = gap.masked_fill(~past[..., None], -torch.inf).exp()
+            # One matrix product for each t: [R, H, n, n, d] with [R, H, n, d, 1].
+            return ((seen * b[:, :, None]) @ a[..., None])[..., 0]
+        return (a @ b.mT) * gap.masked_fill(~past, -torch.inf).exp()
+
+    def since_start(self, a: Tensor) -> Tensor:
+        """a_t diag(exp(A_t)), what meets the state before the block: [R, H, n, d]."""
+        return a if self.total is None else a * self._wide(self.total).exp()
+
+    def until_end(self, a: Tensor) -> Tensor:
+        """a_j diag(exp(A_n - A_j)), what is left of it after the block: [R, H, n, d]."""
+        if self.total is None:
+            return a
+        return a * self._wide(self.total[:, :, -1:] - self.total).exp()
+
+    def carried(self, state: Tensor) -> Tensor:
+        """diag(exp(A_n)) S, [R, H, d, dv]."""
+        if self.total is None:
+            return state
+        last = self.total[:, :, -1].exp()  # [R, H(, d)]
+        return last[..., None] * state if self.channels else last[..., None, None] * state
+
+    def _wide(self, decay: Tensor) -> Tensor:
+        return decay if self.channels else decay[..., None]
