@@ -122,7 +122,7 @@ def test_six_sets_are_continued_without_a_chat_template(tmp_path: Path) -> None:
     assert (official.chat, official.max_new_tokens, official.longest) == (False, 32, 7500)
     assert (paper.chat, paper.max_new_tokens, paper.longest) == (True, 32768, 131072)
     assert official.text == paper.text
-    assert official.text.endswith("\n\nText 0. The lamp is blue.\n\nWhat colour is lamp 0?")
+    assert str(official.text).endswith("\n\nText 0. The lamp is blue.\n\nWhat colour is lamp 0?")
 
 
 def test_only_samsum_ends_with_its_line(tmp_path: Path) -> None:
@@ -155,8 +155,9 @@ def test_user_can_cut_otherwise(tmp_path: Path) -> None:
         tokenizer=cast(Any, _Letters()), reach=replace(ask).longest, label="letters", bounded=False
     )
     prompt = make_prompt(ask, cast(Any, letters), Setting(truncate=20))
-    assert prompt.text == ask.text[:10] + ask.text[-10:]
-    assert prompt.cut == len(ask.text) - 20
+    text = str(ask.text)
+    assert prompt.text == text[:10] + text[-10:]
+    assert prompt.cut == len(text) - 20
 
 
 class _Letters:

@@ -66,7 +66,7 @@ def test_rows_are_read_from_the_archives_as_published(tmp_path: Path, place: str
     (example,) = examples(LVEval("cmrc_mixup", "128k"), tmp_path)
     assert example.cell == {"length": "128k"}
     assert (example.ask.max_new_tokens, example.ask.longest) == (64, 7500)
-    assert example.ask.text.endswith("\n\n问题：灯是什么颜色？\n回答：")
+    assert str(example.ask.text).endswith("\n\n问题：灯是什么颜色？\n回答：")
 
 
 @pytest.mark.parametrize(

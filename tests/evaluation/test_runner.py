@@ -27,7 +27,7 @@ from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.rows import Run
 from allmem.evaluation.runner import RunProgress, evaluate
 from allmem.evaluation.scores import RunScores, run_scores
-from allmem.evaluation.task import Example, Request, Setting
+from allmem.evaluation.task import Example, FilledTemplate, Request, Setting
 from allmem.reading import Sampling
 from tests.evaluation.answering import converted, plain
 from tests.evaluation.interrupted import BATCH, run
@@ -239,6 +239,8 @@ def test_a_fingerprint_is_that_of_all_that_is_asked() -> None:
 
     assert of(request) == of(Request("Who?", 5))
     assert len({of(request), of(Request("What?", 5)), of(Request("Who?", 6))}) == 3
+    # A text is a text, however it is made.
+    assert of(request) == of(Request(FilledTemplate("{who}?", {"who": "Who"}), 5))
     # How much a model can read is no part of the question.
     assert of(request) == of(Request("Who?", 5, longest=100))
     assert of([("generate", "Who?", {"until": ["."]})]) != of([("generate", "Who?", {})])

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from allmem.evaluation.task import Example, Request
+from allmem.evaluation.task import Example, FilledTemplate, Request
 
 __all__ = ["fingerprint"]
 
@@ -32,6 +32,8 @@ def _plain(value: Any) -> Any:
         # Where a text is cut follows from the model, which has a place of its own in the header:
         # two models of different reach are asked the same.
         value = dataclasses.replace(value, longest=None, least_new_tokens=None)
+    if isinstance(value, FilledTemplate):
+        return str(value)
     if dataclasses.is_dataclass(value):
         return {
             field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)

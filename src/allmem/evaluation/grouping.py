@@ -7,6 +7,7 @@ The order knows nothing of batches, which may change when a run is gone on with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cmp_to_key
 from typing import Any
 
 __all__ = ["alike_together", "common_beginning"]
@@ -16,13 +17,23 @@ BLOCK = 64
 of a task, not the shortest."""
 
 
-def alike_together(texts: Sequence[str]) -> list[int]:
-    """The order of prompts, as their indices."""
+def alike_together(texts: Sequence[object]) -> list[int]:
+    """The order of prompts, as their indices.
+
+    Args:
+        texts: whose ``str`` are the prompts. No more than two are held at once: those of a block
+            may come to hundreds of megabytes.
+    """
+
+    def compare(i: int, j: int) -> int:
+        one, other = str(texts[i]), str(texts[j])
+        return (one > other) - (one < other)
+
     order: list[int] = []
     for first in range(0, len(texts), BLOCK):
         block = range(first, min(first + BLOCK, len(texts)))
-        groups = _alike(texts, sorted(block, key=lambda i: (texts[i], i)))
-        groups.sort(key=lambda group: (len(texts[group[0]]), group[0]))
+        groups = _alike(texts, sorted(block, key=cmp_to_key(compare)))
+        groups.sort(key=lambda group: (len(str(texts[group[0]])), group[0]))
         order += [i for group in groups for i in group]
     return order
 
@@ -40,13 +51,15 @@ def common_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
     return low
 
 
-def _alike(texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
+def _alike(texts: Sequence[object], indices: Sequence[int]) -> list[list[int]]:
     """Sorted texts in groups: one that shares half of itself with the one before goes with it."""
     groups: list[list[int]] = []
+    before = ""
     for i in indices:
-        shared = common_beginning(texts[groups[-1][-1]], texts[i]) if groups else 0
-        if groups and 2 * shared >= len(texts[i]):
+        text = str(texts[i])
+        if groups and 2 * common_beginning(before, text) >= len(text):
             groups[-1].append(i)
         else:
             groups.append([i])
+        before = text
     return groups

@@ -93,7 +93,7 @@ def _within_reach(
 ) -> Prompt:
     """A prompt cut so far that its answer has room within the model's reach."""
     assert model.reach is not None
-    longest = len(model.tokenizer(request.text)["input_ids"]) - prompt.cut
+    longest = len(model.tokenizer(str(request.text))["input_ids"]) - prompt.cut
     new_tokens = prompt.max_new_tokens
     while (over := len(prompt.ids or ()) + new_tokens - model.reach) > 0:
         # Again and again: cut halves may be tokenised otherwise than they were before.
@@ -115,7 +115,7 @@ def _made(
     new_tokens: int,
 ) -> Prompt:
     tokenizer = model.tokenizer
-    text, cut = request.text, 0
+    text, cut = str(request.text), 0
     if longest is not None:
         text, cut = cut_middle(tokenizer, text, longest, request.joined)
     messages = None

@@ -139,6 +139,8 @@ def evaluate(
 
             part.run(header, report)
             part.task.settle(part.path, part.examples, setting)
+            # Its data goes before that of the next part comes.
+            del part, report
     return Run(folder)
 
 

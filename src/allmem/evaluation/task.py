@@ -20,7 +20,16 @@ from allmem.evaluation.prompting import make_prompt
 from allmem.evaluation.thinking import after_thinking
 from allmem.reading import Sampling
 
-__all__ = ["Example", "Part", "PromptTask", "Request", "Row", "Setting", "Task"]
+__all__ = [
+    "Example",
+    "FilledTemplate",
+    "Part",
+    "PromptTask",
+    "Request",
+    "Row",
+    "Setting",
+    "Task",
+]
 
 Row = dict[str, Any]
 """A line of a file: an example's ``id``, what scoring needs of it, and the raw answer."""
@@ -77,10 +86,23 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class FilledTemplate:
+    """A text that is written anew by every ``str`` of it. Its fields may be shared: hundreds of
+    prompts about one book hold the book once."""
+
+    template: str
+    """In the form of ``str.format``."""
+    fields: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return self.template.format(**self.fields)
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt as a benchmark writes it, before it is cut and wrapped for a model."""
 
-    text: str
+    text: str | FilledTemplate
     max_new_tokens: int
     chat: bool = True
     """Whether the model's chat template goes around it, if it has one."""

@@ -19,7 +19,7 @@ from allmem.evaluation.metrics.infinitebench import METRICS
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.sources import Source
 from allmem.evaluation.suites.row_task import RowTask, longest_prompt
-from allmem.evaluation.task import Request, Task
+from allmem.evaluation.task import FilledTemplate, Request, Task
 
 __all__ = ["GROUPS", "TASKS", "InfiniteBench"]
 
@@ -93,7 +93,7 @@ class InfiniteBench(RowTask):
             # What it was not made for has no official cut; LongBench's leaves room for an answer.
             longest = min(longest, longest_prompt(model.reach) or longest)
         return Request(
-            text=template.format(**self._fields(values)),
+            text=FilledTemplate(template, self._fields(values)),
             max_new_tokens=self.rules["max_new_tokens"],
             chat=self.chat,
             system=SYSTEM if self.chat else None,

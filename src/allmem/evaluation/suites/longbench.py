@@ -17,7 +17,7 @@ from allmem.evaluation.metrics.longbench import PARAGRAPH, best_score, first_lin
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.sources import Source
 from allmem.evaluation.suites.row_task import RowTask, longest_prompt
-from allmem.evaluation.task import Request, Task
+from allmem.evaluation.task import FilledTemplate, Request, Task
 
 __all__ = ["GROUPS", "TASKS", "LongBench"]
 
@@ -65,8 +65,9 @@ class LongBench(RowTask):
 
     def request(self, values: Values, model: EvaluatedModel) -> Request:
         return Request(
-            text=self.rules["prompt"].format(
-                context=values["context"], input=values.get("input", "")
+            text=FilledTemplate(
+                self.rules["prompt"],
+                {"context": values["context"], "input": values.get("input", "")},
             ),
             max_new_tokens=self.rules["max_new_tokens"],
             chat=self.rules["chat"],

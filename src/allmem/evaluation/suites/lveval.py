@@ -16,7 +16,7 @@ from allmem.evaluation.metrics.lveval import METRICS
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.sources import Source
 from allmem.evaluation.suites.row_task import RowTask, longest_prompt
-from allmem.evaluation.task import Request, Task
+from allmem.evaluation.task import FilledTemplate, Request, Task
 
 __all__ = ["GROUPS", "TASKS", "LVEval"]
 
@@ -51,7 +51,9 @@ class LVEval(RowTask):
 
     def request(self, values: Values, model: EvaluatedModel) -> Request:
         return Request(
-            text=self.rules["prompt"].format(context=values["context"], input=values["input"]),
+            text=FilledTemplate(
+                self.rules["prompt"], {"context": values["context"], "input": values["input"]}
+            ),
             max_new_tokens=self.rules["max_new_tokens"],
             longest=longest_prompt(model.reach),
         )
