@@ -13,7 +13,8 @@ import pytest
 from allmem.errors import AllMemError
 from allmem.evaluation.report import drawing, make_report
 from allmem.evaluation.report.paper import paper_tables
-from allmem.evaluation.task import Row
+from allmem.evaluation.runner import evaluate
+from allmem.evaluation.task import Row, Setting
 from tests.evaluation.made_runs import MadeModel, MadeTask, knows, plain, run
 
 SAID = "</td><img src=https://example.org/x.png onerror=alert(1)> | \\| a"
@@ -327,6 +328,24 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
     short = {row[1]: row for row in tables(text(tmp_path))[0]}
     assert short[""][2].endswith("(n=6 of 8)")
     assert numbers(tmp_path)["tasks"]["short/arc_easy"]["models"]["m"]["expected_rows"] == 4
+
+
+def test_what_a_model_was_never_asked_is_not_missing(tmp_path: Path) -> None:
+    names = ("short/arc_easy", "short/ifeval", "short/ceval", "short/math500")
+    known = {name: plain(name) for name in names}
+    one, other, cut_off, later = known.values()
+    teacher, student = knows("teacher", {}), knows("student", {})
+    evaluate([teacher, student], [one], Setting(), tmp_path, command="both")
+    evaluate([student], [other], Setting(), tmp_path, command="the student alone")
+    assert make_report([tmp_path], known=known).warnings == []
+    short = {row[1]: row for row in tables(text(tmp_path))[0]}
+    assert short["IFEval"][2:4] == ["–", "0.0 (n=4)"]
+    cut_off.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([student], [cut_off, later], Setting(), tmp_path, batch=1, command="cut off")
+    begun, missing = make_report([tmp_path], known=known).warnings
+    assert begun == "Incomplete: student has rows of short/ceval (1 of 4)."
+    assert "has no answers to short/math500 (student) yet" in missing
 
 
 def test_what_was_cut_and_what_met_the_limit_is_told(

@@ -231,6 +231,25 @@ def test_later_tasks_are_looked_at_before_anything_is_written(whole: Path) -> No
     assert everything(whole) == before
 
 
+def test_which_model_was_asked_what_is_kept_of_all_commands(tmp_path: Path) -> None:
+    one, two = Letters("letters/one", 1), Letters("letters/two", 1)
+    evaluate([plain()], [one, two], Setting(), tmp_path, command="first")
+    asked = {"plain": ["letters/one", "letters/two"]}
+    assert Run(tmp_path).asked == asked
+    before = (tmp_path / "run.json").read_bytes()
+    # Folders of before: what the only command asked is known, of several what was begun.
+    about = json.loads(before)
+    del about["asked"]
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    (tmp_path / "plain" / "letters__two.jsonl").unlink()
+    assert Run(tmp_path).asked == asked
+    (tmp_path / "run.json").write_text(json.dumps({**about, "commands": ["first", "second"]}))
+    assert Run(tmp_path).asked == {"plain": ["letters/one"]}
+    (tmp_path / "run.json").write_bytes(before)
+    evaluate([converted()], [one], Setting(), tmp_path, command="second")
+    assert Run(tmp_path).asked == {**asked, "converted": ["letters/one"]}
+
+
 def test_a_fingerprint_is_that_of_all_that_is_asked() -> None:
     request = Request("Who?", 5)
 

@@ -1,6 +1,7 @@
 """The folder of a run: what was asked, and every answer.
 
-    RUN/run.json                          models, tasks, groups, setting, versions, commands
+    RUN/run.json                          models, tasks, who was asked which, groups, setting,
+                                          versions, commands
     RUN/<model>/<suite>__<set>.jsonl      a header, then a line per example (``allmem.journal``)
 
 Rows are the truth: scores are made of them, never stored. ``evaluate`` writes such a folder,
@@ -115,6 +116,22 @@ class Run:
         return self.about.get("left_out", {})
 
     @property
+    def asked(self) -> dict[str, list[str]]:
+        """Which tasks the commands asked of which model, without those that were left out. Where
+        several commands did not write it down, those of which there are rows."""
+        if "asked" in self.about:
+            return self.about["asked"]
+        once = len(self.about.get("commands", [])) < 2
+        return {
+            label: [
+                task
+                for task in self.tasks
+                if self.has(label, task) or (once and task not in self.left_out.get(label, ()))
+            ]
+            for label in self.labels
+        }
+
+    @property
     def baseline(self) -> str:
         """The model that the others are compared with: the teacher, else the first."""
         return self.about.get("baseline") or self.labels[0]
@@ -227,9 +244,14 @@ def write_run(
         versions: as they are now; those of earlier commands stay beside them, and a change is told.
         about: setting and batch, as they are now.
     """
-    before = Run(folder).about if (folder / RUN_FILE).exists() else {}
+    run = Run(folder) if (folder / RUN_FILE).exists() else None
+    before, asked = (run.about, run.asked) if run is not None else ({}, {})
     known = {model["label"]: model for model in [*before.get("models", []), *models]}
     told = before.get("left_out", {})
+    now = {
+        label: [task for task in tasks if task not in left_out.get(label, ())]
+        for label in (model["label"] for model in models)
+    }
     earlier = list(before.get("earlier_versions", []))
     if before.get("versions", versions) != versions:
         earlier.append(before["versions"])
@@ -243,6 +265,10 @@ def write_run(
         "format": RUN_FORMAT,
         "models": list(known.values()),
         "tasks": list(dict.fromkeys([*before.get("tasks", []), *tasks])),
+        "asked": {
+            label: list(dict.fromkeys([*asked.get(label, ()), *now.get(label, ())]))
+            for label in known
+        },
         "groups": {**before.get("groups", {}), **{k: list(v) for k, v in groups.items()}},
         "baseline": baseline or before.get("baseline"),
         "left_out": {

@@ -16,7 +16,7 @@ __all__ = ["how_it_was_run", "what_was_read"]
 
 MOST_BAD_ROWS = 5
 """That are named; the rest is counted."""
-NOT_SETTING = ("kind", "format", "models", "tasks", "groups", "baseline", "setting")
+NOT_SETTING = ("kind", "format", "models", "tasks", "asked", "groups", "baseline", "setting")
 """Of ``run.json``: what the report shows elsewhere. Its setting is that of the last command only;
 those of the answers are in their files."""
 

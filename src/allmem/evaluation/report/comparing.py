@@ -107,7 +107,7 @@ def incomplete(results: Results) -> list[str]:
             f"{task} ({label})"
             for label in scores.labels
             for task in scores.run.tasks
-            if (label, task) not in scores.tasks and task not in scores.run.left_out.get(label, ())
+            if (label, task) not in scores.tasks and task in scores.run.asked.get(label, ())
         ]
         if missing:
             found.append(
