@@ -231,6 +231,50 @@ def test_later_tasks_are_looked_at_before_anything_is_written(whole: Path) -> No
     assert everything(whole) == before
 
 
+def changed_later(tmp_path: Path, changed: Letters) -> None:
+    """Go on with a run that is cut off in its first task, with other data of the second."""
+    run(tmp_path)
+    path = tmp_path / "converted" / "letters__one.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    tasks = [Letters("letters/one"), changed]
+    evaluate([converted(), plain()], tasks, Setting(), tmp_path, batch=BATCH)
+
+
+def test_other_data_of_a_later_task_is_noticed_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[int] = []
+    answer = Letters.answer
+
+    def counted(self: Letters, model: Any, examples: Any, setting: Setting) -> Any:
+        answered.append(len(examples))
+        return answer(self, model, examples, setting)
+
+    monkeypatch.setattr(Letters, "answer", counted)
+    with pytest.raises(AllMemError, match=r"letters__two\.jsonl was begun with fingerprint"):
+        changed_later(tmp_path, Reworded("letters/two", 7))
+    # Of the run itself, and nothing after it.
+    assert sum(answered) == 2 * (13 + 7)
+
+
+def test_what_is_slow_to_make_is_noticed_when_its_turn_comes(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    class Slow(Reworded):
+        slow_to_make = True
+
+        def examples(self, setting: Setting, model: EvaluatedModel) -> Iterable[Example]:
+            for example in super().examples(setting, model):
+                made.append(example.id)
+                yield example
+
+    with pytest.raises(AllMemError, match=r"letters__two\.jsonl was begun with fingerprint"):
+        changed_later(tmp_path, Slow("letters/two", 7))
+    # One to see that there are any, and all of them once.
+    assert len(made) == 1 + 7
+    assert files(tmp_path)["converted/letters__one.jsonl"].count(b"\n") == 1 + 13
+
+
 def test_which_model_was_asked_what_is_kept_of_all_commands(tmp_path: Path) -> None:
     one, two = Letters("letters/one", 1), Letters("letters/two", 1)
     evaluate([plain()], [one, two], Setting(), tmp_path, command="first")

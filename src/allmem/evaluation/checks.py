@@ -27,6 +27,7 @@ from allmem.journal import check_header, first_difference
 __all__ = [
     "GO_ON",
     "check_request",
+    "first_answered",
     "first_twice",
     "locked",
     "look_at_data",
@@ -82,6 +83,18 @@ def tasks_left_out(
     return found
 
 
+def first_answered(
+    parts: Sequence[tuple[EvaluatedModel, Task]], folder: Path
+) -> list[tuple[EvaluatedModel, Task]]:
+    """Of every task that has a file of rows in the folder, the first model that has one: by it
+    other data is noticed. Without tasks that are ``slow_to_make``."""
+    found: dict[str, tuple[EvaluatedModel, Task]] = {}
+    for model, task in parts:
+        if not task.slow_to_make and rows_path(folder, model.label, task.name).exists():
+            found.setdefault(task.name, (model, task))
+    return list(found.values())
+
+
 def look_at_data(parts: Sequence[tuple[EvaluatedModel, Task]], setting: Setting) -> None:
     """Make one example of every task: data that is not there is told now, not after hours.
 
@@ -102,7 +115,7 @@ def look_at_files(
     folder: Path,
 ) -> None:
     """See that nothing in the folder is of another model or setting, before anything is written.
-    Only which examples there are is seen later: to know it takes making them.
+    Which examples there are is not looked at: to know it takes making them.
 
     Raises:
         AllMemError: if something is, naming the first difference.

@@ -21,6 +21,7 @@ from allmem.evaluation.bad_rows import collected_bad_rows
 from allmem.evaluation.checks import (
     GO_ON,
     check_request,
+    first_answered,
     first_twice,
     locked,
     look_at_data,
@@ -107,16 +108,20 @@ def evaluate(
         for task in tasks
         if task.name not in left_out.get(model.label, ())
     ]
-    look_at_data(parts, setting)
     folder = Path(folder)
+    answered = first_answered(parts, folder)
+    looked_through = {task.name for _, task in answered}
+    look_at_data([part for part in parts if part[1].name not in looked_through], setting)
     _make(folder)
     identities = {model.label: model.identity() for model in models}
     with locked(folder):
         look_at_files(parts, identities, setting, folder)
+        for model, task in answered:
+            # Now, not when their turn comes, hours later. Nothing of their data is kept.
+            _Part(model, task, identities[model.label], setting, folder, batch).check()
         for number, (model, task) in enumerate(parts, 1):
-            part = _Part(model, task, setting, folder, batch)
-            header = part.header(identities[model.label])
-            part.check(header)
+            part = _Part(model, task, identities[model.label], setting, folder, batch)
+            part.check()
             if number == 1:
                 # Not before it is known that this run goes on with what is there.
                 write_run(
@@ -137,8 +142,8 @@ def evaluate(
                 if on_progress is not None:
                     on_progress(part.progress(number, len(parts), done, rate))
 
-            part.run(header, report)
-            part.task.settle(part.path, part.examples, setting)
+            part.run(report)
+            task.settle(part.path, part.examples, setting)
             # Its data goes before that of the next part comes.
             del part, report
     return Run(folder)
@@ -148,7 +153,13 @@ class _Part:
     """One model and one task."""
 
     def __init__(
-        self, model: EvaluatedModel, task: Task, setting: Setting, folder: Path, batch: int
+        self,
+        model: EvaluatedModel,
+        task: Task,
+        identity: dict[str, Any],
+        setting: Setting,
+        folder: Path,
+        batch: int,
     ) -> None:
         self.model, self.task, self.setting = model, task, setting
         self.path = rows_path(folder, model.label, task.name)
@@ -160,6 +171,9 @@ class _Part:
             raise AllMemError(f"{task.name} has two examples with the id {twice!r}")
         self.batches = task.group(examples, batch)
         self.examples = [example for of_one in self.batches for example in of_one]
+        known = {"examples": self.total, "fingerprint": fingerprint(self.examples)}
+        self.header = {**task_header(task, identity, setting), **known}
+        """What decides the rows, and what they mean."""
 
     @property
     def total(self) -> int:
@@ -180,11 +194,11 @@ class _Part:
             (self.total - done) / rate if rate else 0.0,
         )
 
-    def run(self, header: dict[str, Any], report: Callable[[int, float], None]) -> None:
+    def run(self, report: Callable[[int, float], None]) -> None:
         """Answer what is not answered yet."""
         _make(self.path.parent)
         self._tell_bad_rows()
-        begin(self.path, header)
+        begin(self.path, self.header)
         found, end = self._found()
         report(found, 0.0)
         if found == self.total:
@@ -209,19 +223,14 @@ class _Part:
                 )
                 report(done, (done - found) / max(time.perf_counter() - begun, 1e-9))
 
-    def header(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """What decides the rows, and what they mean."""
-        known = {"examples": self.total, "fingerprint": fingerprint(self.examples)}
-        return {**task_header(self.task, identity, self.setting), **known}
-
-    def check(self, header: dict[str, Any]) -> None:
+    def check(self) -> None:
         """See that what is there was begun like this.
 
         Raises:
             AllMemError: if it was not, naming the first difference.
         """
         if self.path.exists():
-            check_header(RowsFile(self.path).journal, header, (), GO_ON)
+            check_header(RowsFile(self.path).journal, self.header, (), GO_ON)
 
     def _found(self) -> tuple[int, int]:
         """How many rows of whole batches are in the file, and at which byte they end.

@@ -166,6 +166,9 @@ class Task(ABC):
     needs: tuple[Literal["likelihoods", "session"], ...] = ()
     """What it asks of a model besides answers: methods of ``EvaluatedModel``."""
 
+    slow_to_make: bool = False
+    """Whether its examples take long to make, as where each is fitted to a length in tokens."""
+
     def refuses(self, model: EvaluatedModel) -> str | None:
         """Why a model that can be asked has nothing to be asked about; ``None`` if it has. Such a
         pair is left out of a run, with a note."""

@@ -135,6 +135,7 @@ class Probe(Task):
     """Documents of chosen lengths with facts hidden in them."""
 
     metric = "exact"
+    slow_to_make = True
     languages: tuple[str, ...] = ("en",)
     quick_languages: tuple[str, ...] = ("en",)
     shared: int = 1

@@ -63,6 +63,7 @@ class Turns(SessionTask):
 
     name = "probes/turns"
     metric = "exact"
+    slow_to_make = True
 
     def examples(self, setting: Setting, model: EvaluatedModel) -> Iterator[Example]:
         tokenizer, sight = measuring_tokenizer(model), Sight.of(model, setting)

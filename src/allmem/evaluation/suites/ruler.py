@@ -43,6 +43,8 @@ SAMPLES, QUICK_SAMPLES = 500, 3
 class RulerTask(PromptTask):
     """A task of RULER, generated at each length."""
 
+    slow_to_make = True
+
     def __init__(self, name: str) -> None:
         definition = benchmark("ruler")["tasks"][name]
         self.name = f"ruler/{name}"
