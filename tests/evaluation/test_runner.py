@@ -25,8 +25,8 @@ from allmem.evaluation.checks import locked
 from allmem.evaluation.digest import fingerprint
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.rows import Run
+from allmem.evaluation.run_scores import RunScores, run_scores
 from allmem.evaluation.runner import RunProgress, evaluate
-from allmem.evaluation.scores import RunScores, run_scores
 from allmem.evaluation.task import Example, FilledTemplate, Request, Setting
 from allmem.reading import Sampling
 from tests.evaluation.answering import converted, plain

@@ -28,8 +28,9 @@ from allmem.evaluation.harness.livecodebench import (
 from allmem.evaluation.harness.sandbox import Limits
 from allmem.evaluation.model import EvaluatedModel, Prompt
 from allmem.evaluation.rows import RowsFile
+from allmem.evaluation.run_scores import run_scores
 from allmem.evaluation.runner import evaluate
-from allmem.evaluation.scores import Score, run_scores
+from allmem.evaluation.scores import Score
 from allmem.evaluation.suites.short import GROUPS, TASKS
 from allmem.evaluation.task import Setting
 from allmem.evaluation.verdicts import add_verdicts, with_verdicts

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allmem.evaluation.model import EvaluatedModel
+    from allmem.evaluation.run_scores import RunScores
     from allmem.evaluation.runner import RunProgress
-    from allmem.evaluation.scores import RunScores, Score
+    from allmem.evaluation.scores import Score
 
 __all__ = ["command"]
 
@@ -125,8 +126,8 @@ def command(
     share_cores()
     with terminal.working(f"loading {model or server.url}"):
         from allmem.evaluation.catalog import find_tasks
+        from allmem.evaluation.run_scores import run_scores
         from allmem.evaluation.runner import evaluate
-        from allmem.evaluation.scores import run_scores
 
         # Before minutes of loading rather than after.
         found, groups = find_tasks(name.strip() for name in tasks.split(",") if name.strip())

@@ -17,7 +17,8 @@ from allmem.evaluation.report.comparing import (
     settings_mixed,
 )
 from allmem.evaluation.report.results import Column, Results
-from allmem.evaluation.scores import RunScores, TaskScores, run_scores
+from allmem.evaluation.run_scores import RunScores, run_scores
+from allmem.evaluation.scores import TaskScores
 from allmem.evaluation.task import Task
 
 __all__ = ["gather"]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from allmem.evaluation.run_scores import RunScores
 from allmem.evaluation.scores import (
-    RunScores,
     Score,
     TaskScores,
     average_of,
