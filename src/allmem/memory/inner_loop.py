@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from allmem.config import MemoryConfig
-from allmem.layout import Layout, Round
+from allmem.layout import Layout
 from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
+from allmem.memory.rounds import assemble, choose, take
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
 from allmem.state import may_write
 
@@ -81,7 +82,7 @@ def inner_loop(
     pieces = []
     rounds = layout.rounds(chunk)
     for step in rounds:
-        taken = _take(step, queries, keys, values, rates, decays)
+        taken = take(step, queries, keys, values, rates, decays)
         q_now, k_now, v_now, eta_now, beta_now = taken
         pieces.append(network.read(q_now, state.weights))
         scales = _scales(state.weights, targets, config)
@@ -89,26 +90,12 @@ def inner_loop(
         state = _accumulate(state, gradient, beta_now.sum((2, 3)), bool(step.opens.all()))
         if bool(step.closes.any()):
             written = _write(state, scales, targets, chunk, config)
-            state = written if bool(step.closes.all()) else _choose(step.closes, written, state)
+            state = written if bool(step.closes.all()) else choose(step.closes, written, state)
 
     if not rounds:
         return torch.zeros_like(q), state
-    read = _assemble(pieces, rounds, layout)
+    read = assemble(pieces, rounds, layout)
     return read.transpose(1, 2).to(q.dtype), state
-
-
-def _take(step: Round, *sequences: Tensor) -> list[Tensor]:
-    """The tokens of one round, [R, H, n, ...]; where a row has fewer than n, zeros."""
-    span = step.span
-    if span is not None:
-        return [x[:, :, span] for x in sequences]
-    slots, valid = step.slots(sequences[0].device)
-    index, keep = slots[:, None, :, None], valid[:, None, :, None]
-    return [
-        # ``where`` and not a product: a padding slot may hold anything, NaN too.
-        torch.where(keep, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), 0)
-        for x in sequences
-    ]
 
 
 def _scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig) -> Scales:
@@ -169,34 +156,3 @@ def _clip(gradient: Tensor, limit: float | None) -> Tensor:
     # tau / max(norm, tau) rather than min(1, tau / norm): finite, also in its derivative, at norm
     # 0.
     return gradient * (limit / norm.clamp_min(limit))
-
-
-def _choose(rows: Tensor, yes: MemoryState, no: MemoryState) -> MemoryState:
-    """``yes`` for the rows marked, ``no`` for the others."""
-    other = no.tensors()
-    first = next(iter(other.values()))
-    marked = rows.to(first.device)
-    return yes.with_tensors(
-        {
-            name: torch.where(marked.view(-1, *[1] * (t.dim() - 1)), t, other[name])
-            for name, t in yes.tensors().items()
-        }
-    )
-
-
-def _assemble(pieces: list[Tensor], rounds: list[Round], layout: Layout) -> Tensor:
-    """What the rounds read, back in the slots of the rows: [R, H, N, d]."""
-    joined = torch.cat(pieces, dim=2)
-    if all(step.span is not None for step in rounds) and layout.full:
-        return joined
-    # Where slot i of row r lies in ``joined``: its round's offset plus its place in that round.
-    index = torch.zeros(layout.rows, layout.slots, dtype=torch.int64)
-    offset = 0
-    for step, piece in zip(rounds, pieces, strict=True):
-        place = torch.arange(layout.slots)[None] - step.first[:, None]
-        here = (place >= 0) & (place < step.count[:, None])
-        index = torch.where(here, offset + place, index)
-        offset += piece.shape[2]
-    index = index.to(joined.device)[:, None, :, None]
-    found = joined.gather(2, index.expand(-1, joined.shape[1], -1, joined.shape[3]))
-    return torch.where(layout.valid[:, None, :, None], found, 0)

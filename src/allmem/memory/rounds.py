@@ -1,0 +1,64 @@
+"""Going through ragged rows chunk by chunk (``Layout.rounds``): the tokens of one round, states of
+which only some rows change, and what the rounds read, back in the slots of the rows.
+
+Letters: R rows, N slots of a call, H heads, n tokens of a round, d features.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from allmem.layout import Layout, Round
+from allmem.state import State
+
+__all__ = ["assemble", "choose", "take"]
+
+AnyState = TypeVar("AnyState", bound=State)
+
+
+def take(step: Round, *sequences: Tensor) -> list[Tensor]:
+    """The tokens of one round, [R, H, n, ...]; where a row has fewer than n, zeros."""
+    span = step.span
+    if span is not None:
+        return [x[:, :, span] for x in sequences]
+    slots, valid = step.slots(sequences[0].device)
+    index, keep = slots[:, None, :, None], valid[:, None, :, None]
+    return [
+        # ``where`` and not a product: a padding slot may hold anything, NaN too.
+        torch.where(keep, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), 0)
+        for x in sequences
+    ]
+
+
+def choose(rows: Tensor, yes: AnyState, no: AnyState) -> AnyState:
+    """``yes`` for the rows marked, ``no`` for the others."""
+    other = no.tensors()
+    first = next(iter(other.values()))
+    marked = rows.to(first.device)
+    return yes.with_tensors(
+        {
+            name: torch.where(marked.view(-1, *[1] * (t.dim() - 1)), t, other[name])
+            for name, t in yes.tensors().items()
+        }
+    )
+
+
+def assemble(pieces: list[Tensor], rounds: list[Round], layout: Layout) -> Tensor:
+    """What the rounds read, back in the slots of the rows: [R, H, N, d]."""
+    joined = torch.cat(pieces, dim=2)
+    if all(step.span is not None for step in rounds) and layout.full:
+        return joined
+    # Where slot i of row r lies in ``joined``: its round's offset plus its place in that round.
+    index = torch.zeros(layout.rows, layout.slots, dtype=torch.int64)
+    offset = 0
+    for step, piece in zip(rounds, pieces, strict=True):
+        place = torch.arange(layout.slots)[None] - step.first[:, None]
+        here = (place >= 0) & (place < step.count[:, None])
+        index = torch.where(here, offset + place, index)
+        offset += piece.shape[2]
+    index = index.to(joined.device)[:, None, :, None]
+    found = joined.gather(2, index.expand(-1, joined.shape[1], -1, joined.shape[3]))
+    return torch.where(layout.valid[:, None, :, None], found, 0)
