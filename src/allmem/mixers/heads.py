@@ -140,11 +140,25 @@ class HeadShell(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return Heads(q, k, v, source, keep, after)
 
-    def output(self, read: Tensor, x: Tensor, layout: Layout, features: Features | None) -> Tensor:
-        """What the rule read, [R, H, N, dv], back in the hidden size: [R, N, D]."""
+    def output(
+        self,
+        read: Tensor,
+        x: Tensor,
+        layout: Layout,
+        features: Features | None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """What the rule read, [R, H, N, dv], back in the hidden size: [R, N, D].
+
+        Args:
+            scale: [H], what every head is multiplied by after its norm.
+        """
         if not layout.full:
             x = torch.where(layout.valid[..., None], x, 0)
-        read = self.o_norm(read.transpose(1, 2)).flatten(2).to(x.dtype)
+        read = self.o_norm(read.transpose(1, 2))
+        if scale is not None:
+            read = read * scale[:, None]
+        read = read.flatten(2).to(x.dtype)
         if self.options.gate == "sigmoid":
             read = read * (2 * torch.sigmoid(self.projections.gate(x)))
         elif self.options.gate == "silu":
