@@ -194,6 +194,21 @@ def test_the_delta_rule_does_not_write_what_is_known() -> None:
     assert sums["delta"] < 1e-12 < sums["linear"]
 
 
+def test_what_was_learned_is_carried_into_another_text() -> None:
+    """The matrix stays; what the open chunk held does not fall into a chunk of the other text."""
+    mixer = make().double()
+    randomise(mixer)
+    x = torch.randn(1, CHUNK + 3, HIDDEN, dtype=torch.float64)
+    start = mixer.init_state(1, x.dtype, CPU)
+    with torch.no_grad():
+        _, learned = mixer(x, start, Layout.dense(0, 1, CHUNK + 3, CPU))
+        carried = mixer.carry(learned, mixer.init_state(1, x.dtype, CPU))
+    assert torch.equal(carried.memory.matrix, learned.memory.matrix)
+    assert bool(learned.memory.written.any())
+    assert not bool(carried.memory.written.any())
+    assert not any(bool(tail.any()) for tail in carried.tails.values())
+
+
 def test_bad_options_are_refused() -> None:
     with pytest.raises(AllMemError, match=r"update.*'delat'.*delta"):
         InfiniOptions(update="delat")  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from allmem.config import WindowConfig
+from allmem.errors import AllMemError
 from allmem.layout import Layout
 from allmem.memory.convolution import last_inputs
 from allmem.memory.projections import Features, Written
@@ -45,6 +46,9 @@ class EvictedMixer(Mixer):
         hidden_size: D.
         memory: what is written.
         window: W and S of the attention beside it; ``layout.window``, if set, takes their place.
+
+    Raises:
+        AllMemError: if the window is smaller than the memory's lag.
     """
 
     def __init__(self, hidden_size: int, memory: MemoryMixer, window: WindowConfig) -> None:
@@ -53,6 +57,7 @@ class EvictedMixer(Mixer):
         self.memory = memory
         self.window = window
         self.keep_fp32 = tuple(f"memory.{name}" for name in memory.keep_fp32)  # type: ignore[misc]
+        self._waiting(Layout.dense(0, 1, 1, torch.device("cpu")))
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
@@ -103,5 +108,15 @@ class EvictedMixer(Mixer):
         return self.memory.flops_by_part(tokens)
 
     def _waiting(self, layout: Layout) -> int:
-        """L, for a call that is read with the window and chunk of ``layout``."""
-        return (layout.window or self.window).window - self.memory.lag(layout)
+        """L, for a call that is read with the window and chunk of ``layout``.
+
+        Raises:
+            AllMemError: if the memory finds a token again later than attention loses it.
+        """
+        window, lag = (layout.window or self.window).window, self.memory.lag(layout)
+        if window < lag:
+            raise AllMemError(
+                f"window = {window} is smaller than the {lag} tokens until the memory finds again "
+                f"what it wrote: tokens would be in no store; choose a window of {lag} at least"
+            )
+        return window - lag
