@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from allmem.errors import AllMemError, unknown_name
 
@@ -38,6 +38,12 @@ MATRICES: dict[str, tuple[str, ...]] = {"swiglu": ("gate", "up", "down"), "linea
 
 class Options:
     """Reading from and writing to JSON-able dictionaries, with errors that name the nearest key."""
+
+    state_sizes: ClassVar[tuple[str, ...]] = ()
+    """Options that decide how large a memory's state is, the first one leading: what
+    ``allmem.mixers.matching`` solves for."""
+    parameter_sizes: ClassVar[tuple[str, ...]] = ()
+    """Options that decide how many parameters it has beside them."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -106,6 +112,8 @@ class ProjectionOptions(Options):
         AllMemError: on a value outside its range.
     """
 
+    parameter_sizes: ClassVar[tuple[str, ...]] = ("rank",)
+
     projections: Projections = "full"
     """How q, k, v, gate and output are projected: trained full-rank matrices, trained products of
     rank ``rank``, or the attention's own frozen q, k, v with a trained difference of rank
@@ -141,6 +149,8 @@ class MemoryConfig(ProjectionOptions):
     Raises:
         AllMemError: on a value outside its range, naming the value and the remedy.
     """
+
+    state_sizes: ClassVar[tuple[str, ...]] = ("head_dim", "width")
 
     chunk: int = 2048
     """Tokens written into memory in one step: C (paper section 5.3)."""
@@ -245,6 +255,8 @@ class HeadOptions(ProjectionOptions):
     Raises:
         AllMemError: on a value outside its range.
     """
+
+    state_sizes: ClassVar[tuple[str, ...]] = ("key_dim", "value_dim")
 
     heads: int | None = None
     """Memory heads: H; ``None`` for as many as the attention has KV heads."""
