@@ -4,9 +4,10 @@
     delta:   S_t = diag(a_t) S_{t-1} + b_t k_t (v_t - (diag(a_t) S_{t-1})^T k_t)^T
 
 with a_t one decay for a head or one for each channel of its keys. A block of n tokens is computed
-at once from the state before it: with A_t the logarithms of the decays up to t added up, token t
-sees what j <= t wrote with the weight exp(A_t - A_j). Those differences are taken before the
-exponential, so that nothing overflows however strongly a head forgets.
+at once from the state before it: token t sees what j <= t wrote with the weight a_{j+1} ... a_t.
+The logarithms of such a run are added up before the exponential is taken, so that nothing overflows
+however strongly a head forgets; and every run by itself, not as the difference of two sums from the
+block's first token, in which one strong decay would drown the weak ones that follow.
 
 A token with k = 0, v = 0, b = 0 and log a = 0 changes nothing: so padding is written.
 
@@ -21,7 +22,7 @@ from torch import Tensor
 __all__ = ["block_flops", "delta_rule", "linear_rule"]
 
 CHANNEL_BLOCK = 16
-"""Tokens of a block where every channel has a decay of its own: its differences are [n, n, d]."""
+"""Tokens of a block where every channel has a decay of its own: their weights are [n, n, d]."""
 
 
 def linear_rule(
@@ -32,7 +33,7 @@ def linear_rule(
     Args:
         q, k: [R, H, N, d].
         v: [R, H, N, dv].
-        log_decay: [R, H, N] or [R, H, N, d], at most 0; ``None`` for no decay.
+        log_decay: [R, H, N] or [R, H, N, d], at most 0 and down to -inf; ``None`` for no decay.
         state: S, [R, H, d, dv].
         block: n; it changes the speed, not the result.
 
@@ -43,10 +44,10 @@ def linear_rule(
     for now in _blocks(q.shape[2], block, log_decay):
         decay = _Decay(None if log_decay is None else log_decay[:, :, now])
         q_now, k_now, v_now = q[:, :, now], k[:, :, now], v[:, :, now]
-        y = decay.products(q_now, k_now, diagonal=0) @ v_now
+        y = decay.products(q_now, k_now) @ v_now
         pieces.append(y + decay.since_start(q_now) @ state)
         state = decay.carried(state) + decay.until_end(k_now).mT @ v_now
-    return torch.cat(pieces, 2), state
+    return torch.cat(pieces, 2) if pieces else v, state
 
 
 def delta_rule(
@@ -62,10 +63,10 @@ def delta_rule(
     2024, arXiv:2406.06484; with decay arXiv:2412.06464; per channel arXiv:2510.26692).
 
     Args:
-        q, k: [R, H, N, d]; keys of length one keep the rule stable for rates up to 2.
+        q, k: [R, H, N, d]; the rule is stable while b |k|^2 < 2.
         v: [R, H, N, dv].
         rate: b, [R, H, N].
-        log_decay: [R, H, N] or [R, H, N, d], at most 0; ``None`` for no decay.
+        log_decay: [R, H, N] or [R, H, N, d], at most 0 and down to -inf; ``None`` for no decay.
         state: S, [R, H, d, dv].
         block: n; it changes the speed, not the result.
 
@@ -77,14 +78,14 @@ def delta_rule(
         decay = _Decay(None if log_decay is None else log_decay[:, :, now])
         q_now, k_now, v_now, b = q[:, :, now], k[:, :, now], v[:, :, now], rate[:, :, now, None]
         # What each token writes depends on what those before it wrote: (1 + b K) u = b (v - k S),
-        # with K the products of keys below the diagonal.
-        among = b * decay.products(k_now, k_now, diagonal=-1)
+        # with K the products of keys below the diagonal, which is all that the solver looks at.
+        among = b * decay.products(k_now, k_now)
         asked = b * (v_now - decay.since_start(k_now) @ state)
         u = torch.linalg.solve_triangular(among, asked, upper=False, unitriangular=True)
-        y = decay.products(q_now, k_now, diagonal=0) @ u
+        y = decay.products(q_now, k_now) @ u
         pieces.append(y + decay.since_start(q_now) @ state)
         state = decay.carried(state) + decay.until_end(k_now).mT @ u
-    return torch.cat(pieces, 2), state
+    return torch.cat(pieces, 2) if pieces else v, state
 
 
 def block_flops(tokens: int, block: int, key_dim: int, value_dim: int, *, delta: bool) -> int:
@@ -107,41 +108,45 @@ def _blocks(tokens: int, block: int, log_decay: Tensor | None) -> list[slice]:
 
 
 class _Decay:
-    """The decays of one block, [R, H, n] or [R, H, n, d]."""
+    """The decays of one block, from their logarithms, [R, H, n] or [R, H, n, d]; or none at all."""
 
     def __init__(self, log_decay: Tensor | None) -> None:
-        self.total = None if log_decay is None else log_decay.cumsum(2)
         self.channels = log_decay is not None and log_decay.dim() == 4
-
-    def products(self, a: Tensor, b: Tensor, diagonal: int) -> Tensor:
-        """a_t . diag(exp(A_t - A_j)) b_j for j <= t + diagonal, else 0: [R, H, n, n]."""
-        if self.total is None:
-            return (a @ b.mT).tril(diagonal)
-        gap = self.total[:, :, :, None] - self.total[:, :, None]  # [R, H, n, n(, d)]
-        n = a.shape[2]
-        past = torch.ones(n, n, dtype=torch.bool, device=a.device).tril(diagonal)
+        self.between: Tensor | None = None  # [R, H, n, n(, d)], what t sees of j; 0 for j > t
+        self.since: Tensor | None = None  # [R, H, n(, d)], what t sees of the state before
+        if log_decay is None:
+            return
+        n = log_decay.shape[2]
+        past = torch.ones(n, n, dtype=torch.bool, device=log_decay.device).tril()
+        run = past.tril(-1)
         if self.channels:
-            seen = gap.masked_fill(~past[..., None], -torch.inf).exp()
-            # One matrix product for each t: [R, H, n, n, d] with [R, H, n, d, 1].
-            return ((seen * b[:, :, None]) @ a[..., None])[..., 0]
-        return (a @ b.mT) * gap.masked_fill(~past, -torch.inf).exp()
+            past, run = past[..., None], run[..., None]
+        runs = torch.where(run, log_decay[:, :, :, None], 0).cumsum(2)
+        self.between = runs.masked_fill(~past, -torch.inf).exp()
+        self.since = log_decay.cumsum(2).exp()
+
+    def products(self, a: Tensor, b: Tensor) -> Tensor:
+        """a_t . diag(between) b_j for j <= t, else 0: [R, H, n, n]."""
+        if self.between is None:
+            return (a @ b.mT).tril()
+        if self.channels:
+            # One matrix-vector product for each t.
+            return torch.einsum("rhtjd,rhtd->rhtj", self.between * b[:, :, None], a)
+        return (a @ b.mT) * self.between
 
     def since_start(self, a: Tensor) -> Tensor:
-        """a_t diag(exp(A_t)), what meets the state before the block: [R, H, n, d]."""
-        return a if self.total is None else a * self._wide(self.total).exp()
+        """a_t, to meet the state before the block: [R, H, n, d]."""
+        return a if self.since is None else a * self._wide(self.since)
 
     def until_end(self, a: Tensor) -> Tensor:
-        """a_j diag(exp(A_n - A_j)), what is left of it after the block: [R, H, n, d]."""
-        if self.total is None:
-            return a
-        return a * self._wide(self.total[:, :, -1:] - self.total).exp()
+        """a_j, what is left of it after the block: [R, H, n, d]."""
+        return a if self.between is None else a * self._wide(self.between[:, :, -1])
 
     def carried(self, state: Tensor) -> Tensor:
-        """diag(exp(A_n)) S, [R, H, d, dv]."""
-        if self.total is None:
+        """What is left of the state after the block: [R, H, d, dv]."""
+        if self.since is None:
             return state
-        last = self.total[:, :, -1].exp()  # [R, H(, d)]
-        return last[..., None] * state if self.channels else last[..., None, None] * state
+        return self._wide(self.since[:, :, -1])[..., None] * state
 
     def _wide(self, decay: Tensor) -> Tensor:
         return decay if self.channels else decay[..., None]

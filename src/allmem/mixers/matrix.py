@@ -1,0 +1,193 @@
+"""What the memories that keep one matrix for each head have in common: everything but the rule.
+
+A subclass says which rates it has, what one call does with the matrix (``rule``), and what that
+costs.
+
+Letters: R rows, N slots of a call, D hidden size, H heads, d size of keys, dv of values.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from allmem.config import HeadOptions, require_positive
+from allmem.layout import Layout
+from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.state import accumulation_dtype
+from allmem.mixers.base import MemoryMixer
+from allmem.mixers.heads import Heads, HeadShell
+from allmem.state import State
+
+__all__ = [
+    "AHN",
+    "LowRankRate",
+    "MatrixMixer",
+    "MatrixOptions",
+    "MatrixState",
+    "multiplied",
+    "spread_speeds",
+]
+
+SLOWEST, FASTEST = 0.001, 0.1
+"""Where decays start: spread between exp(-SLOWEST) and exp(-FASTEST), as the time steps of
+Mamba-2."""
+
+AHN: dict[str, Any] = {
+    "write_scope": "evicted",
+    "conv": 0,
+    "activation": False,
+    "qk_norm": "l2",
+    "gate": "silu",
+}
+"""What Artificial Hippocampus Networks (Fang et al. 2025, arXiv:2510.07318) choose around a rule.
+
+As there, the token that leaves the window is written before the query reads, sinks never are, the
+rates are those of the token that is written and the gate is that of the query, and nothing stands
+between the projections and the rule but the norm. Their q, k and v are the attention's own, rotated
+and frozen; here they start from its weights and are not rotated. Their gate is one number for each
+head and their output projection one small matrix for each; here both are the shell's.
+"""
+
+
+def spread_speeds(count: int) -> Tensor:
+    """-log of the decays at the start, [count]: from slow to fast on a logarithmic scale."""
+    return torch.logspace(0, 1, count, base=FASTEST / SLOWEST) * SLOWEST
+
+
+class LowRankRate(nn.Module):
+    """A map of x of rank r to one number per output, computed in fp32 at least; it starts as its
+    bias alone."""
+
+    def __init__(self, hidden_size: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, hidden_size))
+        self.up = nn.Parameter(torch.zeros(outputs, rank))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        with torch.no_grad():
+            self.down.normal_(std=hidden_size**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        inner = F.linear(x.to(dtype), self.down.to(dtype))
+        return F.linear(inner, self.up.to(dtype), self.bias.to(dtype))
+
+
+def multiplied(*rates: nn.Module) -> int:
+    """Weights of rates that multiply something: all but their biases."""
+    return sum(p.numel() for rate in rates for p in rate.parameters() if p.dim() == 2)
+
+
+@dataclass(frozen=True)
+class MatrixOptions(HeadOptions):
+    """Options of the memories that keep a matrix for each head.
+
+    Raises:
+        AllMemError: on a value outside its range.
+    """
+
+    block: int = 64
+    """Tokens that are computed together; at most 16 where channels decay. It changes the speed, not
+    the result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(type(self).__name__, block=self.block)
+
+
+@dataclass
+class MatrixState(State):
+    """What one sequence leaves behind."""
+
+    matrix: Tensor
+    """S, [R, H, d, dv], in the accumulation dtype."""
+    tails: dict[str, Tensor]
+    """Of the convolutions."""
+
+
+class MatrixMixer(MemoryMixer):
+    """A matrix for each head, behind the projections that all memories share.
+
+    Args:
+        hidden_size: D.
+        options: sizes left ``None`` follow the model.
+        attention: the attention beside it.
+    """
+
+    def __init__(
+        self, hidden_size: int, options: MatrixOptions, attention: AttentionWeights
+    ) -> None:
+        super().__init__()
+        options = options.sized(hidden_size, attention.kv_heads)
+        self.shell = HeadShell(hidden_size, options, attention)
+        self.reads_features = options.projections == "shared"
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of a head's matrix."""
+        return self.shell.key_dim, self.shell.value_dim
+
+    @abstractmethod
+    def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Write and read the tokens of one call; runs outside of autocast.
+
+        Args:
+            matrix: [R, H, ...], as ``matrix_shape``.
+
+        Returns:
+            What was read, [R, H, N, dv], and the matrix after the call.
+        """
+
+    @abstractmethod
+    def rate_weights(self) -> int:
+        """Weights of what is computed for each token beside q, k, v, gate and output."""
+
+    @abstractmethod
+    def rule_flops(self, tokens: int) -> int:
+        """Of one head, for the first ``tokens`` tokens of a sequence."""
+
+    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> MatrixState:
+        shape = (rows, self.shell.heads, *self.matrix_shape)
+        matrix = torch.zeros(shape, dtype=accumulation_dtype(dtype), device=device)
+        return MatrixState(matrix, self.shell.begin(rows, dtype))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State,
+        layout: Layout,
+        features: Features | None = None,
+        written: Written | None = None,
+    ) -> tuple[Tensor, MatrixState]:
+        assert isinstance(state, MatrixState)
+        heads = self.shell.inputs(x, state.tails, layout, features, written)
+        with torch.autocast(x.device.type, enabled=False):
+            read, matrix = self.rule(heads, state.matrix)
+        y = self.shell.output(read, x, layout, features)
+        return y, MatrixState(matrix, heads.tails)
+
+    def carry(self, old: State, new: State) -> MatrixState:
+        """The matrix; the convolutions begin anew."""
+        assert isinstance(old, MatrixState)
+        assert isinstance(new, MatrixState)
+        return MatrixState(old.matrix, new.tails)
+
+    def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        rows, columns = self.matrix_shape
+        matrix = self.shell.heads * rows * columns
+        return matrix * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
+
+    def flops(self, tokens: int) -> int:
+        return sum(self.flops_by_part(tokens).values())
+
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        return {
+            "memory projections": tokens * self.shell.projections.flops(),
+            "memory rates": tokens * 2 * self.rate_weights(),
+            "memory rule": self.shell.heads * self.rule_flops(tokens),
+        }
