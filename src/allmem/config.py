@@ -31,6 +31,7 @@ Start = Literal["attention", "random"]
 WriteScope = Literal["all", "evicted"]
 Gate = Literal["sigmoid", "silu", "none"]
 KeyNorm = Literal["l2", "rms", "none"]
+Optimizer = Literal["sgd", "muon"]
 
 MATRICES: dict[str, tuple[str, ...]] = {"swiglu": ("gate", "up", "down"), "linear": ("down",)}
 """The fast matrices of each memory network, in the order in which rates and states list them."""
@@ -176,10 +177,18 @@ class MemoryConfig(ProjectionOptions):
     clip: float | None = 1.0
     """Largest Frobenius norm of a chunk's gradient, per head and matrix: tau; ``None`` for no
     clip."""
+    optimizer: Optimizer = "sgd"
+    """What is written: a chunk's gradient with its momentum (``sgd``, paper), or that with all its
+    singular values brought near one (``muon``, as LaCT; see ``allmem.memory.muon``)."""
     conv: int = 4
     """Taps of the causal depthwise convolution after the projections; 0 for none."""
     feature_activation: bool = True
     """Whether q and k go through SiLU before their norm (paper section 3.2)."""
+    qk_norm: KeyNorm = "rms"
+    """What q and k are divided by, head by head: their root mean square, with a learned scale
+    (paper section 3.2), their length (as LaCT) or nothing."""
+    value_activation: bool = False
+    """Whether v goes through SiLU (as LaCT)."""
     normalize_values: bool = True
     """Whether v gets a head norm too (beyond the paper)."""
     gate: bool = True
@@ -190,6 +199,9 @@ class MemoryConfig(ProjectionOptions):
     step_ratio: float = 0.003
     """Step of the other matrices, as a fraction of the one of ``down``. Small, because keys of real
     text share a large mean: a tenth overshoots a hundredfold (benchmarks/results/inner_step.md)."""
+    base_rate: float | None = None
+    """Where the rates of all matrices start, before they are scaled for the chunk, in place of what
+    ``step`` and ``step_ratio`` make of the network (LaCT: 0.001)."""
     reference_chunk: int = 64
     """C_ref: rates are scaled by min(1, C_ref / C), since a chunk's gradient is a sum over its
     tokens."""
@@ -208,6 +220,8 @@ class MemoryConfig(ProjectionOptions):
         require_choice(name, "network", self.network, get_args(Network))
         require_choice(name, "loss", self.loss, get_args(Loss))
         require_choice(name, "norm", self.norm, get_args(Norm))
+        require_choice(name, "optimizer", self.optimizer, get_args(Optimizer))
+        require_choice(name, "qk_norm", self.qk_norm, get_args(KeyNorm))
         for matrix in self.norm_matrices:
             require_choice(name, "norm_matrices entry", matrix, MATRICES["swiglu"])
         if self.clip is not None and not self.clip > 0:
@@ -218,6 +232,11 @@ class MemoryConfig(ProjectionOptions):
             raise AllMemError(
                 f"{name}: step = {self.step!r} and step_ratio = {self.step_ratio!r} must be "
                 "positive"
+            )
+        if self.base_rate is not None and not self.base_rate > 0:
+            raise AllMemError(
+                f"{name}: base_rate = {self.base_rate!r} must be positive, or null for a start "
+                "from step and step_ratio"
             )
 
     @property

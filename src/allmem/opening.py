@@ -291,6 +291,8 @@ def _reconfigured(
     values = config.to_dict()
     if window is not None:
         values |= {"window": window.window, "sinks": window.sinks}
-    if chunk is not None and "allmem" in values["mixer_options"]:
-        values["mixer_options"]["allmem"]["chunk"] = chunk
+    if chunk is not None:
+        for options in values["mixer_options"].values():
+            if options.get("chunk") is not None:
+                options["chunk"] = chunk
     return AllMemConfig(**values)

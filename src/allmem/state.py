@@ -21,8 +21,8 @@ __all__ = ["State", "may_write"]
 
 
 class State:
-    """Base of all states. Subclasses are dataclasses whose fields are tensors, dictionaries of
-    tensors, other states, or ``None``; every tensor is [R, ...]."""
+    """Base of all states. Subclasses are dataclasses whose fields are tensors, other states,
+    dictionaries of either, or ``None``; every tensor is [R, ...]."""
 
     def _fields(self) -> list[tuple[str, Any]]:
         return [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
@@ -31,12 +31,7 @@ class State:
         """All tensors by dotted name, in a fixed order."""
         found: dict[str, Tensor] = {}
         for name, value in self._fields():
-            if isinstance(value, Tensor):
-                found[name] = value
-            elif isinstance(value, State):
-                found |= {f"{name}.{k}": v for k, v in value.tensors().items()}
-            elif isinstance(value, dict):
-                found |= {f"{name}.{k}": v for k, v in value.items()}
+            found |= _flat(name, value)
         return found
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
@@ -46,20 +41,19 @@ class State:
             AllMemError: if a name is missing.
         """
 
-        def take(name: str) -> Tensor:
-            if name not in tensors:
-                raise AllMemError(f"the state lacks the tensor {name!r}")
-            return tensors[name]
-
-        changes: dict[str, Any] = {}
-        for name, value in self._fields():
+        def take(name: str, value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: take(f"{name}.{k}", v) for k, v in value.items()}
+            if isinstance(value, State):
+                inner = {k: take(f"{name}.{k}", t) for k, t in value.tensors().items()}
+                return value.with_tensors(inner)
             if isinstance(value, Tensor):
-                changes[name] = take(name)
-            elif isinstance(value, State):
-                inner = {k: take(f"{name}.{k}") for k in value.tensors()}
-                changes[name] = value.with_tensors(inner)
-            elif isinstance(value, dict):
-                changes[name] = {k: take(f"{name}.{k}") for k in value}
+                if name not in tensors:
+                    raise AllMemError(f"the state lacks the tensor {name!r}")
+                return tensors[name]
+            return value
+
+        changes = {name: take(name, value) for name, value in self._fields()}
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -84,6 +78,18 @@ class State:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+
+def _flat(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors of a field by dotted name."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    parts = value.tensors() if isinstance(value, State) else value
+    found: dict[str, Tensor] = {}
+    if isinstance(parts, dict):
+        for key, part in parts.items():
+            found |= _flat(f"{name}.{key}", part)
+    return found
 
 
 def may_write(tensor: Tensor) -> bool:

@@ -137,6 +137,8 @@ def test_the_total_is_what_is_there_at_one_time() -> None:
         {"momentum": False, "clip": None},
         {"norm": "none"},
         {"norm": "post_update"},
+        {"optimizer": "muon"},
+        {"qk_norm": "l2", "value_activation": True},
         {"projections": "shared", "rank": 4},
     ],
     ids=str,

@@ -140,6 +140,16 @@ OPTIONS = {
     "no-residual": {"residual": False},
     "no-momentum": {"momentum": False},
     "no-clip": {"clip": None},
+    "muon": {"optimizer": "muon"},
+    "muon-without-momentum": {"optimizer": "muon", "momentum": False, "width": 3},
+    "lact": {
+        "residual": False,
+        "loss": "dot",
+        "norm": "post_update",
+        "norm_matrices": ("gate", "up", "down"),
+        "clip": None,
+        "optimizer": "muon",
+    },
     "linear": {"network": "linear", "width": 4},
     "linear-dot-post-update": {
         "network": "linear",
@@ -175,6 +185,7 @@ def cases(draw: st.DrawFn) -> tuple[MemoryConfig, Tensor, list[list[int]], int]:
         norm_matrices=draw(st.sampled_from([("gate", "up"), ("gate", "up", "down"), ("down",)])),
         momentum=draw(st.booleans()),
         clip=draw(st.sampled_from([None, 0.1, 1.0])),
+        optimizer=draw(st.sampled_from(["sgd", "muon"])),
     )
     lengths = draw(st.lists(st.integers(0, 25), min_size=1, max_size=3).filter(any))
     cut = st.integers(0, 25)

@@ -64,9 +64,15 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
             p = F.conv1d(padded, taps, groups=p.shape[-1]).mT
         projected[name] = p.unflatten(-1, (heads, d))
     activation = F.silu if config.feature_activation else torch.nn.Identity()
-    q = rms(activation(projected["q"])) * u.q_norm.weight
-    k = rms(activation(projected["k"])) * u.k_norm.weight
-    v = rms(projected["v"]) * u.v_norm.weight if config.normalize_values else projected["v"]
+    q, k, v = activation(projected["q"]), activation(projected["k"]), projected["v"]
+    if config.qk_norm == "rms":
+        q, k = rms(q) * u.q_norm.weight, rms(k) * u.k_norm.weight
+    elif config.qk_norm == "l2":
+        q, k = (z / (z.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
+    if config.value_activation:
+        v = F.silu(v)
+    if config.normalize_values:
+        v = rms(v) * u.v_norm.weight
     eta = F.softplus(x @ u.eta.weight.T + u.eta.bias) * min(
         1, config.reference_chunk / config.chunk
     )
@@ -89,6 +95,8 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
         {"normalize_values": False, "reference_chunk": 2},
         {"network": "linear"},
         {"feature_activation": False},
+        {"qk_norm": "l2", "value_activation": True},
+        {"qk_norm": "none", "value_activation": True, "normalize_values": False},
     ],
     ids=[
         "default",
@@ -97,6 +105,8 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
         "plain-values-scaled-rates",
         "linear",
         "no-feature-activation",
+        "keys-of-length-one",
+        "keys-not-normalised",
     ],
 )
 def test_the_unit_computes_the_formulas_and_their_gradients(options: dict[str, Any]) -> None:
@@ -160,6 +170,13 @@ def test_the_starting_step_is_the_named_fraction_of_the_curvature() -> None:
     assert float(eta[..., 2].mean() * phi.square().sum(-1).mean()) == pytest.approx(0.1, rel=0.15)
     torch.testing.assert_close(eta[..., 0], eta[..., 2] * 0.003, rtol=1e-3, atol=0)
     assert float(beta.detach().mean()) == pytest.approx(0.119, abs=1e-3)
+
+
+def test_all_rates_may_start_at_one_number() -> None:
+    config = MemoryConfig(chunk=2048, base_rate=0.001, reference_chunk=1024).sized(HIDDEN, KV_HEADS)
+    u = MemoryUnit(HIDDEN, config, attention_matrices())
+    eta, _ = u.rates(torch.randn(1, 5, HIDDEN))
+    torch.testing.assert_close(eta, torch.full_like(eta, 0.0005), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("chunk", [32, 128, 512, 2048, 4096])

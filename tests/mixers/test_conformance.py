@@ -87,6 +87,10 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "values-not-normalised": {"normalize_values": False},
     "features-not-activated": {"feature_activation": False},
     "chunk-of-one": {"chunk": 1},
+    "muon": {"optimizer": "muon"},
+    "keys-of-length-one": {"qk_norm": "l2"},
+    "keys-not-normalised": {"qk_norm": "none"},
+    "values-activated": {"value_activation": True},
 }
 
 

@@ -67,6 +67,20 @@ def test_an_adapter_can_be_loaded_into_a_converted_model(
     assert torch.equal(logits(loaded, text(1, 30)), logits(model, text(1, 30)))
 
 
+def test_an_adapter_may_be_older_than_an_option(
+    model: AllMemForCausalLM, adapter: Path, tmp_path: Path
+) -> None:
+    weights, header = files.read_tensors(adapter, "adapter")
+    del header["mixer_options"]["allmem"]["optimizer"]
+    files.write_tensors(tmp_path / "older", "adapter", weights, header)
+    loaded = load_adapter(base_model(), tmp_path / "older")
+    assert torch.equal(logits(loaded, text(1, 30)), logits(model, text(1, 30)))
+    header["mixer_options"]["allmem"]["optimizer"] = "muon"
+    files.write_tensors(tmp_path / "other", "adapter", weights, header)
+    with pytest.raises(AllMemError, match=r"'muon'.* the model has"):
+        load_adapter(model, tmp_path / "other")
+
+
 def test_an_adapter_can_be_loaded_on_a_saved_base(
     model: AllMemForCausalLM, adapter: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from allmem.config import WindowConfig
 from allmem.distill.config import Objective
 from allmem.distill.sizes import Sizes
 from allmem.errors import AllMemError
+from allmem.memory.muon import NEWTON_SCHULZ
 from allmem.memory.state import accumulation_dtype
 from allmem.memory.unit import MemoryUnit
 from allmem.mixers.allmem import AllMemMixer
@@ -284,7 +285,8 @@ def _memory_keeps(unit: MemoryUnit, call: _Call, chunk: int | None, dtype: torch
         4 P w + 19 h w           the inner loop: q, k, error, eta error; read and gradient
         4 P b                    sigmoid, read, gate; what the output projection reads
 
-    and, per piece of a chunk, 3 R F w: the matrices, the gradient for its clip and the momentum.
+    and, per piece of a chunk, 3 R F w: the matrices, the gradient for its clip and the momentum;
+    with Muon also what it divides by its norm, and of each step its matrix and two squares.
     """
     config = unit.config
     D, P = unit.hidden_size, unit.heads * unit.head_dim
@@ -301,8 +303,12 @@ def _memory_keeps(unit: MemoryUnit, call: _Call, chunk: int | None, dtype: torch
     per_token += (4 * P + in_h * unit.heads * unit.width) * w
     per_token += (4 if config.gate else 1) * P * b
     copies = 1 + (config.clip is not None) + config.momentum + (config.norm == "post_update")
+    per_chunk = copies * F
+    if config.optimizer == "muon":
+        squares = sum(w.shape[0] * min(w.shape[1:]) ** 2 for w in unit.initial.values())
+        per_chunk += F + len(NEWTON_SCHULZ) * (F + 2 * squares)
     rounds = call.rounds(chunk or config.chunk)
-    return call.tokens * per_token + rounds * call.rows * copies * F * w
+    return call.tokens * per_token + rounds * call.rows * per_chunk * w
 
 
 def _teacher_per_token(model: AllMemForCausalLM, dtype: torch.dtype) -> int:

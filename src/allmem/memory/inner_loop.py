@@ -13,6 +13,7 @@ from torch import Tensor
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
+from allmem.memory.muon import orthogonalise
 from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
 from allmem.memory.rounds import assemble, choose, take
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
@@ -140,6 +141,9 @@ def _write(
         decay = (state.beta / chunk)[..., None, None]
         update = {name: decay * state.momentum[name] + g for name, g in update.items()}
         momentum = update
+    if config.optimizer == "muon":
+        # The momentum keeps what was added up, not what was written.
+        update = {name: orthogonalise(u) for name, u in update.items()}
     normalised = _apply(state.weights, scales)
     weights = {name: w - update[name] for name, w in normalised.items()}
     if config.norm == "post_update":

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from allmem.config import MemoryConfig
+from allmem.memory.muon import NEWTON_SCHULZ, SMALLEST_NORM
 from allmem.memory.state import FastWeights
 
 __all__ = ["naive_inner_loop", "naive_read"]
@@ -86,7 +87,10 @@ def _one_row(
             gradient = {name: _clipped(g, config.clip) for name, g in gradient.items()}
         decay = beta[:, now].mean(1)[:, None, None] if config.momentum else 0
         momentum = {name: decay * momentum[name] + g for name, g in gradient.items()}
-        weights = {name: w - momentum[name] for name, w in weights.items()}
+        update = momentum
+        if config.optimizer == "muon":
+            update = {name: _orthogonal(u) for name, u in momentum.items()}
+        weights = {name: w - update[name] for name, w in weights.items()}
         if config.norm == "post_update":
             weights = _normalised(weights, initial, config)
     return torch.cat(reads, dim=1) if reads else q, weights, momentum
@@ -105,6 +109,18 @@ def _normalised(weights: FastWeights, initial: FastWeights, config: MemoryConfig
 def _clipped(gradient: Tensor, limit: float) -> Tensor:
     norm = gradient.pow(2).sum((-2, -1), keepdim=True).sqrt()
     return torch.where(norm > limit, gradient * limit / norm, gradient)
+
+
+def _orthogonal(update: Tensor) -> Tensor:
+    """p_5(... p_1(G / |G|)) for G [H, out, in], with p(X) = a X + b X X^T X + c X X^T X X^T X."""
+    heads = []
+    for matrix in update:
+        x = matrix / (matrix.pow(2).sum().sqrt() + SMALLEST_NORM)
+        for a, b, c in NEWTON_SCHULZ:
+            cube = x @ x.T @ x
+            x = a * x + b * cube + c * (x @ x.T @ cube)
+        heads.append(x)
+    return torch.stack(heads)
 
 
 def _inner_gradient(

@@ -6,8 +6,9 @@ loop.
     eta     = softplus(W_eta x + b_eta) min(1, C_ref / C);   beta = sigmoid(W_beta x + b_beta)
     y       = W_o (RMSNorm_head(read) * 2 sigmoid(W_g x))
 
-(paper section 3.2). It knows no positions and nothing of the model around it: the channel-wise
-scale alpha belongs to the slot, ``allmem.mixers.layer``.
+(paper section 3.2; options change norms and activations and leave out parts). It knows no positions
+and nothing of the model around it: the channel-wise scale alpha belongs to the slot,
+``allmem.mixers.layer``.
 
 Letters: R rows, N slots of a call, D hidden size, H memory heads, d head size, h width, M matrices.
 """
@@ -25,13 +26,15 @@ from allmem.layout import Layout
 from allmem.memory.convolution import Convolutions
 from allmem.memory.inner_loop import inner_loop
 from allmem.memory.projections import AttentionWeights, Features, Projections, Written
-from allmem.memory.state import MemoryState, UnitState
+from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
 
 __all__ = ["MemoryUnit"]
 
 NORM_EPS = 1e-6
 SWIGLU_SECOND_MOMENT = 0.36
 """E|phi|^2 / h of the hidden vector phi = SiLU(a) b for a, b ~ N(0, 1), measured."""
+LENGTH_EPS = 1e-6
+"""Added to squared lengths, as in flash-linear-attention."""
 DOWN_STD = 0.1
 """F_down starts at DOWN_STD / sqrt(h): the memory first says little beside its residual."""
 BETA_BIAS = -2.0
@@ -49,6 +52,12 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., H, d]."""
         return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) * self.weight.to(x.dtype)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, computed in the accumulation dtype."""
+    wide = x.to(accumulation_dtype(x.dtype))
+    return (wide * (wide.square().sum(-1, keepdim=True) + LENGTH_EPS).rsqrt()).to(x.dtype)
 
 
 class Rate(nn.Module):
@@ -90,8 +99,9 @@ class MemoryUnit(nn.Module):
         if config.conv:
             inner = heads * head_dim
             self.convolutions = Convolutions(config.conv, (inner, inner, inner))
-        self.q_norm = HeadNorm(heads, head_dim)
-        self.k_norm = HeadNorm(heads, head_dim)
+        if config.qk_norm == "rms":
+            self.q_norm = HeadNorm(heads, head_dim)
+            self.k_norm = HeadNorm(heads, head_dim)
         if config.normalize_values:
             self.v_norm = HeadNorm(heads, head_dim)
         self.o_norm = HeadNorm(heads, head_dim)
@@ -115,10 +125,9 @@ class MemoryUnit(nn.Module):
         self.projections.reset_parameters(attention)
         if config.conv:
             self.convolutions.reset_parameters()
-        for norm in (self.q_norm, self.k_norm, self.o_norm):
-            norm.weight.fill_(1)
-        if config.normalize_values:
-            self.v_norm.weight.fill_(1)
+        for norm in self.children():
+            if isinstance(norm, HeadNorm):
+                norm.weight.fill_(1)
 
         for name, weight in self.initial.items():
             fan_in = weight.shape[-1]
@@ -127,23 +136,29 @@ class MemoryUnit(nn.Module):
             std = 1.0 if name != "down" or pinned else DOWN_STD
             weight.normal_(std=std / math.sqrt(fan_in))
 
+        self.eta.weight.zero_()
+        # The inverse of softplus; log(expm1(y)) loses nothing down to y = 1e-30 in float64.
+        biases = torch.tensor([math.log(math.expm1(rate)) for rate in self._starting_rates()])
+        self.eta.bias.copy_(biases.repeat(self.heads))
+        if config.momentum:
+            self.beta.weight.zero_()
+            self.beta.bias.fill_(BETA_BIAS)
+
+    def _starting_rates(self) -> list[float]:
+        """One for every matrix."""
+        config = self.config
+        if config.base_rate is not None:
+            return [config.base_rate] * len(config.matrices)
         # E|phi|^2 bounds the curvature of the inner loss in F_down: a step of ``step`` times its
         # inverse moves one token's prediction that fraction of the way to its value.
         if config.network == "swiglu":
             curvature = SWIGLU_SECOND_MOMENT * self.width
         else:
             curvature = float(self.head_dim)
-        steps = [
+        return [
             config.step * (1 if name == "down" else config.step_ratio) / curvature
             for name in config.matrices
         ]
-        # The inverse of softplus; log(expm1(y)) loses nothing down to y = 1e-30 in float64.
-        biases = torch.tensor([math.log(math.expm1(step)) for step in steps])
-        self.eta.weight.zero_()
-        self.eta.bias.copy_(biases.repeat(self.heads))
-        if config.momentum:
-            self.beta.weight.zero_()
-            self.beta.bias.fill_(BETA_BIAS)
 
     def begin(self, rows: int, dtype: torch.dtype) -> UnitState:
         """The state before the first token; F_0 keeps its gradient. ``dtype``: that of x."""
@@ -182,7 +197,12 @@ class MemoryUnit(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if self.config.feature_activation:
                 q, k = F.silu(q), F.silu(k)
-            q, k = self.q_norm(q), self.k_norm(k)
+            if self.config.qk_norm == "rms":
+                q, k = self.q_norm(q), self.k_norm(k)
+            elif self.config.qk_norm == "l2":
+                q, k = unit_length(q), unit_length(k)
+            if self.config.value_activation:
+                v = F.silu(v)
             if self.config.normalize_values:
                 v = self.v_norm(v)
             eta, beta = self.rates(x if written is None else written.x, layout.chunk)

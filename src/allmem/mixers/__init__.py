@@ -5,7 +5,7 @@ from allmem.mixers.base import Capabilities, MemoryMixer, Mixer
 from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_names, register_memory
 
 # Each registers its names.
-from allmem.mixers import allmem, delta, gla, lizard, mamba2  # isort: skip
+from allmem.mixers import allmem, delta, gla, lizard, mamba2, mesa, several  # isort: skip
 
 __all__ = [
     "AttentionWeights",

@@ -1,4 +1,15 @@
-"""``allmem``: the paper's memory network as a mixer (paper section 3.2)."""
+"""``allmem``: the paper's memory network as a mixer (paper section 3.2), and ``lact``: the same
+network and chunks under the rule that the paper started from, Large-Chunk Test-Time Training (Zhang
+et al. 2025, arXiv:2505.23884).
+
+    M(z; F) = F_down (SiLU(F_gate z) * (F_up z)),   l_t = -M(k_t) . v_t
+    U_c = beta_c U_{c-1} + sum_t eta_t dl_t/dF,     F_c = rows(F_{c-1} - Muon(U_c))
+
+with q and k of length one, SiLU on v too, three rates per token that start at 0.001, and
+``rows`` bringing every row of every matrix back to its length in F_0. LaCT's projections, rotary
+positions and output scale give way to what stands around every memory here; its momentum decays
+start at about 0.5, these at 0.12.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +18,7 @@ from torch import Tensor
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
+from allmem.memory.muon import orthogonalise_flops
 from allmem.memory.projections import AttentionWeights, Features, Written
 from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
 from allmem.memory.unit import MemoryUnit
@@ -15,6 +27,21 @@ from allmem.mixers.registry import MemoryKind, register_memory
 from allmem.state import State
 
 __all__ = ["AllMemMixer"]
+
+LACT = {
+    "residual": False,
+    "loss": "dot",
+    "norm": "post_update",
+    "norm_matrices": ("gate", "up", "down"),
+    "clip": None,
+    "optimizer": "muon",
+    "qk_norm": "l2",
+    "value_activation": True,
+    "normalize_values": False,
+    "base_rate": 0.001,
+    # LaCT does not scale its rates, and this is its chunk.
+    "reference_chunk": 2048,
+}
 
 
 class AllMemMixer(MemoryMixer):
@@ -70,20 +97,25 @@ class AllMemMixer(MemoryMixer):
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """Projections and rates; then, with F fast weights of which F_down in ``down``: the read
         (2 F), the forward of the key (2 F), and the gradient (2 F for the outer products, and
-        2 F_down back through ``down``). What happens once a chunk is elementwise."""
+        2 F_down back through ``down``). What happens once a chunk is elementwise, but for Muon."""
         unit, projections = self.unit, self.unit.projections
         rates = 2 * unit.eta.weight.numel()
         if unit.config.momentum:
             rates += 2 * unit.beta.weight.numel()
         fast = 2 * sum(w.numel() for w in unit.initial.values())
         back = 2 * unit.initial["down"].numel() if unit.config.network == "swiglu" else 0
-        return {
+        parts = {
             "memory projections": tokens * projections.flops(),
             "memory rates": tokens * rates,
             "memory read": tokens * fast,
             "memory key forward": tokens * fast,
             "memory gradient": tokens * (fast + back),
         }
+        if unit.config.optimizer == "muon":
+            matrices = sum(orthogonalise_flops(*w.shape[1:]) for w in unit.initial.values())
+            parts["memory muon"] = tokens // unit.config.chunk * unit.heads * matrices
+        return parts
 
 
 register_memory(MemoryKind("allmem", MemoryConfig, AllMemMixer))
+register_memory(MemoryKind("lact", MemoryConfig, AllMemMixer, LACT))

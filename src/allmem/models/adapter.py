@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from allmem.errors import AllMemError
 from allmem.files import read_tensors, write_tensors
+from allmem.mixers.registry import mixer_kind
 from allmem.models.configuration import AllMemConfig
 from allmem.models.conversion import convert
 from allmem.models.fingerprint import fingerprint
@@ -158,9 +159,17 @@ def _convert_as(
 
 
 def _check_layout(config: AllMemConfig, header: dict[str, Any], path: Any) -> None:
-    for name in ("layers", "mixer_options"):
-        if getattr(config, name) != header[name]:
+    # A file may be older than an option, which then had its default.
+    options = {name: _filled(name, values) for name, values in header["mixer_options"].items()}
+    for name, made in (("layers", header["layers"]), ("mixer_options", options)):
+        if getattr(config, name) != made:
             raise AllMemError(
-                f"{path} was made for {name} = {header[name]}, the model has "
-                f"{getattr(config, name)}"
+                f"{path} was made for {name} = {made}, the model has {getattr(config, name)}"
             )
+
+
+def _filled(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Every option of a mixer."""
+    kind = mixer_kind(name)
+    filled: dict[str, Any] = values if kind is None else kind.options(values).to_dict()
+    return filled

@@ -120,13 +120,15 @@ def convert(
         if name == "allmem" or name not in layers:
             remedy = "memory=" if name == "allmem" else "a layer that is one"
             raise AllMemError(f"mixer_options: {name!r} needs {remedy}; the layers are {layers}")
-    chunked = [name for name in sorted(set(layers)) if _has_chunk(name)]
-    for name in chunked:
+    chunked = []
+    for name in sorted(set(layers)):
         if name == "allmem":
             given: dict[str, Any] | MemoryConfig = memory if memory is not None else {}
         else:
             given = options.get(name, {})
-        options[name] = _with_chunk(name, given, chunk, window, default_chunk)
+        if _has_chunk(name, given):
+            chunked.append(name)
+            options[name] = _with_chunk(name, given, chunk, window, default_chunk)
     if (memory is not None and "allmem" not in layers) or (chunk is not None and not chunked):
         raise AllMemError(
             "memory options or a chunk were given, but no layer has a memory that takes them: "
@@ -151,10 +153,13 @@ def convert(
     return converted
 
 
-def _has_chunk(name: str) -> bool:
+def _has_chunk(name: str, given: MemoryConfig | dict[str, Any]) -> bool:
     """Whether a layer's memory writes in chunks that the window has to cover."""
     kind = None if name == LOCAL else memory_kind(name)
-    return kind is not None and any(f.name == "chunk" for f in dataclasses.fields(kind.config))
+    if kind is None or not any(f.name == "chunk" for f in dataclasses.fields(kind.config)):
+        return False
+    # Several memories in one layer have a chunk only if one of them has.
+    return isinstance(given, MemoryConfig) or kind.options(given).chunk is not None
 
 
 def _with_chunk(
@@ -174,7 +179,8 @@ def _with_chunk(
             values["chunk"] = chunk
     else:
         values = {**kind.preset, **given}
-        inner = values.setdefault("chunk", chunk)
+        named = (values.get("chunk"), _chunk_of_parts(given), chunk)
+        inner = values["chunk"] = next((c for c in named if c is not None), None)
         if inner is None:
             inner = values["chunk"] = min(default_chunk, max(window // 2, 1))
         if chunk is not None and inner != chunk:
@@ -187,6 +193,12 @@ def _with_chunk(
     values = options.to_dict()
     assert isinstance(values, dict)
     return values
+
+
+def _chunk_of_parts(given: dict[str, Any]) -> int | None:
+    """The largest chunk that a user named for one of several memories in a layer."""
+    chunks = [(part.get("options") or {}).get("chunk") for part in given.get("parts", ())]
+    return max((chunk for chunk in chunks if chunk is not None), default=None)
 
 
 def _warn_beyond_training(config: PreTrainedConfig, window: WindowConfig) -> None:
