@@ -52,8 +52,9 @@ class DeltaOptions(MatrixOptions):
 
     decay: Decay = "head"
     """What forgets at a rate of its own: nothing, a head, or a channel of its keys."""
-    decay_rank: int | None = None
-    """Rank of W_a where channels decay; ``None`` for dv."""
+    decay_rank: int = 16
+    """Rank of W_a where channels decay: that of GLA. KDA takes its head size, which beside wide
+    heads would leave few parameters for anything else."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,8 +87,8 @@ class DeltaMixer(MatrixMixer):
         if self.forgets == "head":
             self.decay: Rate | LowRankRate = Rate(hidden_size, heads)
         else:
-            rank = options.decay_rank or self.shell.value_dim
-            self.decay = LowRankRate(hidden_size, heads * self.shell.key_dim, rank)
+            channels = heads * self.shell.key_dim
+            self.decay = LowRankRate(hidden_size, channels, options.decay_rank)
         self.log_speed = nn.Parameter(torch.zeros(heads))
         self.reset_decay()
 
