@@ -31,6 +31,7 @@ Start = Literal["attention", "random"]
 WriteScope = Literal["all", "evicted"]
 Gate = Literal["sigmoid", "silu", "none"]
 KeyNorm = Literal["l2", "rms", "none"]
+Fusion = Literal["gate", "stack", "context"]
 Optimizer = Literal["sgd", "muon"]
 
 MATRICES: dict[str, tuple[str, ...]] = {"swiglu": ("gate", "up", "down"), "linear": ("down",)}
@@ -293,6 +294,10 @@ class HeadOptions(ProjectionOptions):
     gate: Gate = "sigmoid"
     """The output gate: 2 sigmoid(W_g x), which starts at one; SiLU(W_g x), which starts random; or
     none."""
+    fusion: Fusion = "gate"
+    """How the memory meets the attention: its output is added to the attention's (``gate``) or to
+    what the attention reads (``stack``), or stands among the attention's keys and values
+    (``context``); see ``allmem.mixers.layer``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -300,6 +305,12 @@ class HeadOptions(ProjectionOptions):
         require_positive(name, heads=self.heads, key_dim=self.key_dim, value_dim=self.value_dim)
         require_choice(name, "gate", self.gate, get_args(Gate))
         require_choice(name, "qk_norm", self.qk_norm, get_args(KeyNorm))
+        require_choice(name, "fusion", self.fusion, get_args(Fusion))
+        if self.fusion == "stack" and self.projections == "shared":
+            raise AllMemError(
+                f"{name}: with fusion = 'stack' the memory reads before the attention projects, so "
+                "projections = 'shared' cannot be had with it; choose 'full' or 'lowrank'"
+            )
         if not isinstance(self.conv, int) or self.conv < 0:
             raise AllMemError(f"{name}: conv = {self.conv!r} must be a number of taps, 0 for none")
 

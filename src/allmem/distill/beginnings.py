@@ -7,13 +7,13 @@ which another text ended, or from a noisy one. Ours for this memory, not the pap
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import torch
 from torch import Tensor
 
 from allmem.distill.config import DistillConfig
-from allmem.mixers.layer import LayerState
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 
@@ -55,7 +55,7 @@ class Beginnings:
                 assert old is not None
                 assert mixer is not None
                 memory = mixer.carry(old.select(torch.arange(rows) % len(self.passed.seen)), memory)
-            states.append(LayerState(new.attention, memory))
+            states.append(dataclasses.replace(new, memory=memory))
         return cache.with_states(states)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ the window loses of it is known there and then, and so is what the memory makes 
 
     loss = ||alpha * Memory(x) - (Full(x) - Window(x))||^2 / ||Full(x) - Window(x)||^2
 
+(for a memory that is fused otherwise: its layer less Window(x), in place of alpha * Memory(x)),
 over the positions that count in a batch of one process. Its gradient stays within the layer: one
 forward of the teacher trains all memories, and no layer waits for another to be right. Ours, not
 the paper's (``docs/notes/distillation.md``).
@@ -105,9 +106,15 @@ def matching_loss(
             x, state.attention, layout, mixed.memory.reads_features
         )
         lost = (full - windowed)[chosen].to(wide)
-    assert state.memory is not None
-    remembered, _ = mixed.memory(x, state.memory, layout, features)
-    said = (mixed.alpha.to(x.dtype) * remembered.to(x.dtype))[chosen].to(wide)
+    if mixed.memory.fusion == "gate":
+        assert state.memory is not None
+        remembered, _ = mixed.memory(x, state.memory, layout, features)
+        said = mixed.alpha.to(x.dtype) * remembered.to(x.dtype)
+    else:
+        # What the layer says beyond its window; the window alone has consumed the other state.
+        again = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
+        said = mixed(x, again, layout)[0] - windowed
+    said = said[chosen].to(wide)
     return (said - lost).square().sum() / lost.square().sum().clamp_min(SMALLEST_TARGET)
 
 

@@ -205,13 +205,18 @@ class WindowMixer(AttentionMixer):
     ) -> tuple[Tensor, State]:
         assert isinstance(state, RingState)
         window = self.window_of(layout.window)
-        # Without positions a query sees a sink from everywhere alike.
-        q_sink: Tensor | None = q
-        if self.rotary is not None:
-            limit = window.sinks + window.window - 1
-            back = self.rotary.back_to_window(layout, limit, q.dtype) if window.sinks else None
-            q_sink = None if back is None else rotate(q, back)
+        q_sink = self.sink_queries(q, layout)
         return window_attention(q, q_sink, k, v, state, layout, window, scale=scale)
+
+    def sink_queries(self, q: Tensor, layout: Layout) -> Tensor | None:
+        """The queries [R, Q, N, E] as the sinks meet them; ``None`` where they need no turning."""
+        if self.rotary is None:
+            # Without positions a query sees a sink from everywhere alike.
+            return q
+        window = self.window_of(layout.window)
+        limit = window.sinks + window.window - 1
+        back = self.rotary.back_to_window(layout, limit, q.dtype) if window.sinks else None
+        return None if back is None else rotate(q, back)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         return self._kv_bytes(self.window.window + self.window.sinks, dtype)

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from allmem.config import Fusion
 from allmem.layout import Layout
 from allmem.memory.projections import Features, Written
 from allmem.state import State
@@ -42,6 +43,8 @@ class Mixer(nn.Module, ABC):
     """Names of submodules or parameters that stay in fp32 when the model is in half precision."""
     reads_features: bool = False
     """Whether ``forward`` needs the attention's features."""
+    fusion: Fusion = "gate"
+    """How a memory meets the attention of its layer (``allmem.mixers.layer``)."""
 
     @abstractmethod
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> State:

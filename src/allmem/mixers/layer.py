@@ -1,22 +1,30 @@
 """A decoder layer's whole mixing: its attention, and beside it a memory.
 
-    y = Attention(x) + alpha * Memory(x)            alpha in R^D, zero at conversion
+    gate:       y = Attention(x) + alpha * Memory(x)
+    stack:      y = Attention(x + alpha * Memory(x))
+    context:    y = Attention(x) + alpha * (Context(x, Memory(x)) - Attention(x))
 
-(paper section 3.2). With alpha = 0 a converted layer is the attention alone, exactly.
+with alpha in R^D, zero at conversion. The first is AllMem's (paper section 3.2) and that of every
+memory unless its ``fusion`` says otherwise; all three are in Titans (arXiv:2501.00663, section 4).
+Context is the attention with the memory's reads among its keys and values
+(``allmem.mixers.context``). With alpha = 0 a converted layer is the attention alone, exactly.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from allmem.config import WindowConfig
+from allmem.errors import AllMemError
 from allmem.layout import Layout
 from allmem.memory.projections import Features
-from allmem.mixers.attention import AttentionMixer
+from allmem.mixers.attention import AttentionMixer, WindowMixer
 from allmem.mixers.base import Capabilities, Mixer
+from allmem.mixers.context import context_attention, context_flops
 from allmem.mixers.evicted import EvictedMixer
 from allmem.state import State
 
@@ -29,13 +37,25 @@ class LayerState(State):
 
     attention: State
     memory: State | None
+    context: State | None = None
+    """Keys and values of the memory's reads, where they stand in the attention's context."""
 
 
 class LayerMixer(Mixer):
-    """The attention of a layer and, in parallel, its memory if it has one."""
+    """The attention of a layer and its memory, if it has one.
+
+    Raises:
+        AllMemError: if the memory is to stand in the context of an attention without a window.
+    """
 
     def __init__(self, attention: AttentionMixer, memory: Mixer | None) -> None:
         super().__init__()
+        if memory is not None and memory.fusion == "context":
+            if not isinstance(attention, WindowMixer):
+                raise AllMemError(
+                    "fusion = 'context' needs window attention beside the memory; choose fusion = "
+                    "'gate' or 'stack'"
+                )
         self.attention = attention
         self.memory = memory
         if memory is not None:
@@ -72,26 +92,60 @@ class LayerMixer(Mixer):
             memory = self.memory.init_state(rows, dtype, device, window, chunk)
         elif self.memory is not None:
             memory = self.memory.init_state(rows, dtype, device)
-        return LayerState(attention, memory)
+        context: State | None = None
+        if self._in_context:
+            context = self.attention.init_state(rows, dtype, device, window)
+        return LayerState(attention, memory, context)
 
     def forward(
         self, x: Tensor, state: State, layout: Layout, features: Features | None = None
     ) -> tuple[Tensor, LayerState]:
         assert isinstance(state, LayerState)
-        shares = self.memory is not None and self.memory.reads_features
-        y, attention, features = self.attention.attend(x, state.attention, layout, shares)
         if self.memory is None:
+            y, attention, _ = self.attention.attend(x, state.attention, layout)
             return y, LayerState(attention, None)
+        if self.memory.fusion == "stack":
+            remembered, memory = self.memory(x, state.memory, layout)
+            y, attention, _ = self.attention.attend(
+                x + self._scaled(remembered, x), state.attention, layout
+            )
+            return y, LayerState(attention, memory)
+        # The state is consumed, but the context is made of it as it was before the call.
+        before = state.attention.clone() if self._in_context else state.attention
+        y, attention, features = self.attention.attend(
+            x, state.attention, layout, self.memory.reads_features
+        )
         remembered, memory = self.memory(x, state.memory, layout, features)
-        return y + self.alpha.to(y.dtype) * remembered.to(y.dtype), LayerState(attention, memory)
+        if not self._in_context:
+            return y + self._scaled(remembered, y), LayerState(attention, memory)
+        assert isinstance(self.attention, WindowMixer)
+        assert state.context is not None
+        seen, context = context_attention(
+            self.attention, x, remembered.to(x.dtype), before, state.context, layout
+        )
+        return y + self._scaled(seen - y, y), LayerState(attention, memory, context)
+
+    @property
+    def _in_context(self) -> bool:
+        return self.memory is not None and self.memory.fusion == "context"
+
+    def _scaled(self, remembered: Tensor, beside: Tensor) -> Tensor:
+        """alpha times what a memory gave, in the dtype of what it is added to."""
+        return self.alpha.to(beside.dtype) * remembered.to(beside.dtype)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         memory = self.memory.state_bytes(tokens, dtype) if self.memory is not None else 0
-        return self.attention.state_bytes(tokens, dtype) + memory
+        rings = 2 if self._in_context else 1
+        return rings * self.attention.state_bytes(tokens, dtype) + memory
 
     def flops(self, tokens: int) -> int:
         return sum(self.flops_by_part(tokens).values())
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
-        memory = self.memory.flops_by_part(tokens) if self.memory is not None else {}
-        return {**self.attention.flops_by_part(tokens), **memory}
+        parts = Counter(self.attention.flops_by_part(tokens))
+        if self.memory is not None:
+            parts.update(self.memory.flops_by_part(tokens))
+        if self._in_context:
+            assert isinstance(self.attention, WindowMixer)
+            parts.update(context_flops(self.attention, tokens))
+        return dict(parts)

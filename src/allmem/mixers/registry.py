@@ -52,14 +52,15 @@ class MemoryKind:
             AllMemError: if sizes do not fit, or the memory cannot write what leaves the window.
         """
         mixer = self.build(hidden_size, options, attention)
-        if getattr(options, "write_scope", "all") == "all":
-            return mixer
-        if not isinstance(mixer, MemoryMixer):
-            raise AllMemError(
-                f"mixer {self.name!r}: write_scope = 'evicted' needs a mixer that derives from "
-                "allmem.mixers.MemoryMixer; choose write_scope = 'all'"
-            )
-        return EvictedMixer(hidden_size, mixer, window)
+        if getattr(options, "write_scope", "all") == "evicted":
+            if not isinstance(mixer, MemoryMixer):
+                raise AllMemError(
+                    f"mixer {self.name!r}: write_scope = 'evicted' needs a mixer that derives from "
+                    "allmem.mixers.MemoryMixer; choose write_scope = 'all'"
+                )
+            mixer = EvictedMixer(hidden_size, mixer, window)
+        mixer.fusion = getattr(options, "fusion", "gate")
+        return mixer
 
 
 _KINDS: dict[str, MemoryKind] = {}
