@@ -123,10 +123,14 @@ def assert_equal_to_oracle(
     leaves = leaves_of(p)
     grads_want = torch.autograd.grad(loss_want, list(leaves.values()), allow_unused=True)
     grads_got = torch.autograd.grad(loss_got, list(leaves.values()), allow_unused=True)
+    floor = 1e-12
+    if config.optimizer == "muon":
+        # Muon takes the size of a rate out again, and with it digits of its gradient.
+        floor = 1e-11 * max(float(b.norm()) for b in grads_want if b is not None)
     for name, a, b in zip(leaves, grads_got, grads_want, strict=True):
         b = torch.zeros_like(leaves[name]) if b is None else b
         a = torch.zeros_like(leaves[name]) if a is None else a
-        assert float((a - b).norm()) <= 1e-10 * float(b.norm()) + 1e-12, name
+        assert float((a - b).norm()) <= 1e-10 * float(b.norm()) + floor, name
 
 
 BASE = MemoryConfig(chunk=5, heads=2, head_dim=4, width=6, clip=0.5, norm_matrices=("gate", "up"))
@@ -187,7 +191,9 @@ def cases(draw: st.DrawFn) -> tuple[MemoryConfig, Tensor, list[list[int]], int]:
         clip=draw(st.sampled_from([None, 0.1, 1.0])),
         optimizer=draw(st.sampled_from(["sgd", "muon"])),
     )
-    lengths = draw(st.lists(st.integers(0, 25), min_size=1, max_size=3).filter(any))
+    # Many steps of size one from a random start are chaotic: rounding alone would part the two.
+    longest = 25 if config.optimizer == "sgd" else min(25, 3 * config.chunk + 2)
+    lengths = draw(st.lists(st.integers(0, longest), min_size=1, max_size=3).filter(any))
     cut = st.integers(0, 25)
     parts = draw(st.integers(0, 3))
     cuts = [sorted(draw(st.lists(cut, min_size=parts, max_size=parts))) for _ in lengths]

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from allmem.errors import AllMemError
 from allmem.files import read_tensors, write_tensors
-from allmem.mixers.registry import mixer_kind
+from allmem.mixers.registry import memory_kind
 from allmem.models.configuration import AllMemConfig
 from allmem.models.conversion import convert
 from allmem.models.fingerprint import fingerprint
@@ -169,7 +169,7 @@ def _check_layout(config: AllMemConfig, header: dict[str, Any], path: Any) -> No
 
 
 def _filled(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Every option of a mixer."""
-    kind = mixer_kind(name)
+    """Every option of a memory."""
+    kind = memory_kind(name)
     filled: dict[str, Any] = values if kind is None else kind.options(values).to_dict()
     return filled
