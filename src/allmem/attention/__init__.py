@@ -4,7 +4,13 @@ Pure tensors. Knows of rows of tokens (``allmem.layout``) and their keys; not of
 embeddings or of the long-term memory.
 """
 
-from allmem.attention.backend import BACKENDS, full_attention, use_backend, window_attention
+from allmem.attention.backend import (
+    BACKENDS,
+    full_attention,
+    use_backend,
+    window_attention,
+    window_mass,
+)
 from allmem.attention.state import GrowingState, RingState, ring_slots
 
 __all__ = [
@@ -15,4 +21,5 @@ __all__ = [
     "ring_slots",
     "use_backend",
     "window_attention",
+    "window_mass",
 ]

@@ -19,7 +19,7 @@ from allmem.config import WindowConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout
 
-__all__ = ["BACKENDS", "full_attention", "use_backend", "window_attention"]
+__all__ = ["BACKENDS", "full_attention", "use_backend", "window_attention", "window_mass"]
 
 BACKENDS = ("blocks", "flex", "naive")
 
@@ -106,6 +106,33 @@ def window_attention(
         compute = flex.window_attention if name == "flex" else blocks.window_attention
     out, state = compute(q, clean_sink, k, v, state, layout, window, scale=scale)
     return _without_padding(out, layout), state
+
+
+def window_mass(
+    q: Tensor,
+    q_sink: Tensor | None,
+    k: Tensor,
+    state: RingState,
+    layout: Layout,
+    window: WindowConfig,
+    *,
+    scale: float,
+) -> Tensor:
+    """What the weights of ``window_attention`` were divided by: for each query the logarithm of the
+    sum of exp(score) over all keys that it sees. With it more keys can join the softmax afterwards.
+
+    The scores are computed a second time, by plain products on every device. Arguments as for
+    ``window_attention``; ``state`` is the one *before* that call, and is left as it is.
+
+    Returns:
+        [R, Q, N], at least fp32, finite in padding slots.
+    """
+    _check(q, k, k, layout)
+    if _forced == "naive":
+        return naive.window_mass(q, q_sink, k, state, layout, window, scale=scale)
+    clean_sink = None if q_sink is None else _without_padding(q_sink, layout)
+    q, k = _without_padding(q, layout), _without_padding(k, layout)
+    return blocks.window_mass(q, clean_sink, k, state, layout, window, scale=scale)
 
 
 def full_attention(

@@ -25,7 +25,7 @@ from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.layout import Layout
 
-__all__ = ["BLOCK", "full_attention", "window_attention"]
+__all__ = ["BLOCK", "full_attention", "window_attention", "window_mass"]
 
 BLOCK = 128
 """Queries of a block: B.
@@ -66,6 +66,35 @@ def window_attention(
     q_sink = q if q_sink is None else q_sink
     out: Tensor = _Blockwise.apply(plan, scale, q, q_sink, *sinks, *old, k, v)
     return out, state.write(k, v, layout, window)
+
+
+def window_mass(
+    q: Tensor,
+    q_sink: Tensor | None,
+    k: Tensor,
+    state: RingState,
+    layout: Layout,
+    window: WindowConfig,
+    *,
+    scale: float,
+) -> Tensor:
+    """As ``allmem.attention.window_mass``."""
+    reach = min(window.window - 1, int(layout.start.max()))  # H
+    # Of keys alone: values of no width.
+    kept, none = RingState(state.keys, state.values[..., :0]), k[..., :0]
+    old = kept.history(reach, layout, window)[0].to(k.dtype)
+    plan = _Plan(layout, window, q.dtype, q.shape[2], reach)
+    sinks = k[:, :, :0]
+    if plan.any_sink_left(q.shape[2]):
+        sinks = kept.sinks(k, none, layout, window)[0].to(k.dtype)
+    q_sink = q if q_sink is None else q_sink
+    wide = torch.promote_types(q.dtype, torch.float32)
+    pieces = []
+    for block in plan.blocks():
+        scores = block.scores(scale, q, q_sink, block.keys(sinks, old, k))
+        mass = torch.logsumexp(scores.to(wide), -1)  # [R, K, G * B]
+        pieces.append(mass.unflatten(2, (-1, block.last - block.first)).flatten(1, 2))
+    return torch.cat(pieces, 2)
 
 
 def full_attention(
@@ -204,13 +233,17 @@ class _Block:
 
     def weights(self, scale: float, q: Tensor, q_sink: Tensor, keys: Tensor) -> Tensor:
         """Softmax of the scores of ``keys``: [R, K, G * B, sinks + L]."""
+        return torch.softmax(self.scores(scale, q, q_sink, keys), -1)
+
+    def scores(self, scale: float, q: Tensor, q_sink: Tensor, keys: Tensor) -> Tensor:
+        """[R, K, G * B, sinks + L], minus infinity for a key that a query does not see."""
         K, S = keys.shape[1], self.sinks
         scores = (self.queries(q, K) * scale) @ keys[:, :, S:].mT
         if S:
             left = (self.queries(q_sink, K) * scale) @ keys[:, :, :S].mT
             scores = torch.cat([left, scores], -1)
         scores.unflatten(2, (-1, self.last - self.first)).add_(self.bias[:, :, None])
-        return torch.softmax(scores, -1)
+        return scores
 
 
 class _Blockwise(torch.autograd.Function):

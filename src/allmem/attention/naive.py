@@ -12,7 +12,7 @@ from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.layout import Layout
 
-__all__ = ["full_attention", "window_attention"]
+__all__ = ["full_attention", "window_attention", "window_mass"]
 
 
 def window_attention(
@@ -51,6 +51,37 @@ def window_attention(
             state.keys[row, :, _slot(p, S, W)] = k[row, :, p - start].to(state.keys.dtype)
             state.values[row, :, _slot(p, S, W)] = v[row, :, p - start].to(state.values.dtype)
     return out, state
+
+
+def window_mass(
+    q: Tensor,
+    q_sink: Tensor | None,
+    k: Tensor,
+    state: RingState,
+    layout: Layout,
+    window: WindowConfig,
+    *,
+    scale: float,
+) -> Tensor:
+    """As ``allmem.attention.window_mass``."""
+    S, W = window.sinks, window.window
+    q_sink = q if q_sink is None else q_sink
+    wide = torch.promote_types(q.dtype, torch.float32)
+    mass = torch.zeros(q.shape[:3], dtype=wide, device=q.device)
+    for row in range(layout.rows):
+        start, count = int(layout.start[row]), int(layout.lengths[row])
+        for i in range(count):
+            t = start + i
+            total = torch.zeros(q.shape[1], dtype=wide, device=q.device)
+            for j in range(t + 1):
+                if t - j >= W and j >= S:
+                    continue
+                key = k[row, :, j - start] if j >= start else state.keys[row, :, _slot(j, S, W)]
+                query = (q if t - j < W else q_sink)[row, :, i : i + 1]
+                score = _scores(query, key[:, None])[:, 0, 0] * scale
+                total = total + score.exp()
+            mass[row, :, i] = total.log()
+    return mass
 
 
 def full_attention(

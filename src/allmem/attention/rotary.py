@@ -43,10 +43,15 @@ class Rotary:
         """The table of a call's positions, [R, N, P]; worked out once for all layers."""
         return self._memo(layout, ("positions", dtype), lambda: self.table(layout.positions, dtype))
 
-    def back_to_start(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The table that undoes the rotation to a token's position."""
+    def back_to_start(
+        self, layout: Layout, dtype: torch.dtype, behind: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The table that undoes the rotation to a token's position, or to that of the token
+        ``behind`` tokens before it."""
         return self._memo(
-            layout, ("back", dtype), lambda: self.table(-layout.positions, dtype, scaled=False)
+            layout,
+            ("back", dtype, behind),
+            lambda: self.table(behind - layout.positions, dtype, scaled=False),
         )
 
     def back_to_window(
@@ -62,6 +67,15 @@ class Rotary:
             lambda: self.table(
                 layout.positions.clamp(max=limit) - layout.positions, dtype, scaled=False
             ),
+        )
+
+    def at_slots(self, layout: Layout, slots: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The table of the positions 0 ... ``slots`` - 1, [1, slots, P], for caches whose slots are
+        positions."""
+        return self._memo(
+            layout,
+            ("slots", slots, dtype),
+            lambda: self.table(torch.arange(slots, device=layout.device)[None], dtype),
         )
 
     def _memo(self, layout, key, compute):  # type: ignore[no-untyped-def]

@@ -76,6 +76,21 @@ class RingState(State):
         slots = ring_slots(positions.clamp_min(0), window)
         return _take(self.keys, slots), _take(self.values, slots)
 
+    def leaving(
+        self, k: Tensor, v: Tensor, layout: Layout, window: WindowConfig
+    ) -> tuple[Tensor, Tensor]:
+        """For each token of the call, [R, K, N, E] and [R, K, N, Ev], the one W before it: what
+        leaves the window as it is read. Where there is none, or a sink, some finite vector.
+
+        To be asked of the state before the call.
+        """
+        count = min(k.shape[2], window.window)
+        positions = _row_starts(layout) - window.window + torch.arange(count, device=layout.device)
+        slots = ring_slots(positions.clamp_min(0), window)
+        later = k.shape[2] - count
+        keys = torch.cat([_take(self.keys, slots).to(k.dtype), k[:, :, :later]], 2)
+        return keys, torch.cat([_take(self.values, slots).to(v.dtype), v[:, :, :later]], 2)
+
     def sinks(
         self, k: Tensor, v: Tensor, layout: Layout, window: WindowConfig
     ) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,11 @@ def matching_loss(
     wide = accumulation_dtype(x.dtype)
     with torch.no_grad():
         windowed, _, features = mixed.attention.attend(
-            x, state.attention, layout, mixed.memory.reads_features
+            x,
+            state.attention,
+            layout,
+            mixed.memory.reads_features,
+            want_beside=mixed.memory.reads_beside,
         )
         lost = (full - windowed)[chosen].to(wide)
     if mixed.memory.fusion == "gate":

@@ -24,7 +24,7 @@ from allmem.config import ProjectionOptions
 from allmem.errors import AllMemError
 from allmem.layout import Layout
 
-__all__ = ["AttentionWeights", "Features", "Projections", "Written"]
+__all__ = ["AttentionWeights", "Beside", "Features", "Projections", "Written"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,26 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What a window attention did in this call, for a memory that joins its softmax."""
+
+    read: Tensor
+    """[R, Q, N, E], what every head read, before the output projection; padding slots hold 0."""
+    mass: Tensor
+    """[R, Q, N], the logarithm of what its softmax was divided by; at least fp32."""
+    q: Tensor
+    """[R, Q, N, E], its queries for keys that stand just before the window, as the sinks do, and
+    are not rotated; with the factor on scores."""
+    k: Tensor
+    """[R, K, N, E], before RoPE, of the token that leaves the window with each slot's token; at
+    least fp32, and anything where none does."""
+    v: Tensor
+    """[R, K, N, E]."""
+    leaves: Tensor
+    """[R, N] bool, whether one does that is not a sink."""
+
+
+@dataclass(frozen=True)
 class Features:
     """What the attention projected in this call, before RoPE, and its output projection."""
 
@@ -48,6 +68,7 @@ class Features:
     k: Tensor  # [R, N, K E]
     v: Tensor  # [R, N, K E]
     output: Tensor  # [D, Q E], a weight
+    beside: Beside | None = None  # for mixers that ask for it
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_names, regi
 # Each registers its names.
 from allmem.mixers import allmem, delta, gla, lizard, mamba2, mesa, several  # isort: skip
 from allmem.mixers import titans, ttt  # isort: skip
+from allmem.mixers import camelot, compressive, infini  # isort: skip
 
 __all__ = [
     "AttentionWeights",

@@ -14,20 +14,21 @@ Letters: R rows, N slots, D hidden size, Q query heads, K KV heads, E head size.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from allmem.attention import full_attention, window_attention
+from allmem.attention import full_attention, window_attention, window_mass
 from allmem.attention.rotary import Rotary, rotate
 from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import Features
+from allmem.memory.projections import Beside, Features
 from allmem.mixers.base import Capabilities, Mixer
 from allmem.state import State
 
@@ -69,6 +70,7 @@ class _Tap:
     state: State
     layout: Layout
     want_features: bool
+    want_beside: bool = False
     features: Features | None = None
 
 
@@ -83,6 +85,8 @@ class AttentionMixer(Mixer):
     """
 
     capabilities = Capabilities(trainable=False)
+    rotates: ClassVar[bool] = True
+    """Whether ``mix`` sees queries and keys after RoPE, at their positions in the document."""
 
     def __init__(self, core: nn.Module, shape: AttentionShape, rotary: Rotary | None) -> None:
         super().__init__()
@@ -103,15 +107,17 @@ class AttentionMixer(Mixer):
         layout: Layout,
         want_features: bool = False,
         table: tuple[Tensor, Tensor] | None = None,
+        want_beside: bool = False,
     ) -> tuple[Tensor, State, Features | None]:
         """``forward``, and on request what the attention projected: for a memory that shares it.
 
         Args:
             table: cos and sin to rotate by, [R, N, P] each, in place of ``rotary``'s.
+            want_beside: with the features, what a window attention did (``Features.beside``).
         """
-        tap = _Tap(self, state, layout, want_features)
+        tap = _Tap(self, state, layout, want_features, want_beside)
         if table is None:
-            table = self.rotary.at_positions(layout, x.dtype) if self.rotary else (x, x)
+            table = self._table(x, layout)
         y = self.core(
             hidden_states=x, position_embeddings=table, attention_mask=None, allmem_tap=tap
         )[0]
@@ -131,21 +137,46 @@ class AttentionMixer(Mixer):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
     ) -> tuple[Tensor, State]:
-        """Which query sees which key. q [R, Q, N, E], k and v [R, K, N, E], after RoPE."""
+        """Which query sees which key. q [R, Q, N, E], k and v [R, K, N, E], q and k after RoPE if
+        ``rotates``."""
         raise NotImplementedError
 
     def features_of(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Features:
         """The projections before RoPE, with heads side by side again."""
-        if self.rotary:
+        if self.rotary and self.rotates:
             back = self.rotary.back_to_start(layout, q.dtype)
             q, k = rotate(q, back), rotate(k, back)
         q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))
         output: Any = self.core.o_proj
         return Features(q, k, v, output.weight)
 
+    def beside(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
+    ) -> Beside:
+        """What ``mix`` will do with the same arguments, but for what it reads.
+
+        Raises:
+            AllMemError: for an attention without a window.
+        """
+        raise AllMemError(f"{type(self).__name__} has no window whose softmax a memory could join")
+
     def pairs(self, tokens: int) -> int:
         """(query, key) pairs that ``tokens`` tokens from the start of a document make."""
         raise NotImplementedError
+
+    def device_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        """Of ``state_bytes`` those on the device that computes, and what it fetches from elsewhere
+        for one token."""
+        return self.state_bytes(tokens, dtype)
+
+    def _table(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """cos and sin, [R, N, P] each, by which the module rotates its queries and keys."""
+        if self.rotary is None:
+            return x, x
+        if self.rotates:
+            return self.rotary.at_positions(layout, x.dtype)
+        one = x.new_ones(()).expand(*x.shape[:2], 2 * len(self.rotary.frequencies))
+        return one, torch.zeros_like(one)
 
     def flops(self, tokens: int) -> int:
         return sum(self.flops_by_part(tokens).values())
@@ -218,6 +249,24 @@ class WindowMixer(AttentionMixer):
         back = self.rotary.back_to_window(layout, limit, q.dtype) if window.sinks else None
         return None if back is None else rotate(q, back)
 
+    def beside(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
+    ) -> Beside:
+        assert isinstance(state, RingState)
+        window = self.window_of(layout.window)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        far = q
+        keys, values = (t.to(wide) for t in state.leaving(k, v, layout, window))
+        if self.rotary is not None:
+            limit = window.sinks + window.window - 1
+            back = self.rotary.back_to_window(layout, limit, q.dtype)
+            far = q if back is None else rotate(q, back)
+            keys = rotate(keys, self.rotary.back_to_start(layout, wide, window.window))
+        mass = window_mass(q, far, k, state, layout, window, scale=scale)
+        leaves = layout.valid & (layout.positions - window.window >= window.sinks)
+        # What was read is not known yet.
+        return Beside(q, mass, far.to(wide) * scale, keys, values, leaves)
+
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         return self._kv_bytes(self.window.window + self.window.sinks, dtype)
 
@@ -281,7 +330,14 @@ def _attend(
     if tap.want_features:
         tap.features = tap.mixer.features_of(query, key, value, tap.layout)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    beside = None
+    if tap.want_beside:
+        beside = tap.mixer.beside(query, key, value, tap.state, tap.layout, scale)
     y, tap.state = tap.mixer.mix(query, key, value, tap.state, tap.layout, scale)
+    if beside is not None:
+        assert tap.features is not None
+        beside = dataclasses.replace(beside, read=y)
+        tap.features = dataclasses.replace(tap.features, beside=beside)
     return y.transpose(1, 2), None
 
 

@@ -43,6 +43,11 @@ class Mixer(nn.Module, ABC):
     """Names of submodules or parameters that stay in fp32 when the model is in half precision."""
     reads_features: bool = False
     """Whether ``forward`` needs the attention's features."""
+    reads_beside: bool = False
+    """Whether those have to say what the window attention did (``Features.beside``)."""
+    initial_alpha: float = 0.0
+    """Where the layer's alpha starts. Not at zero for a memory that needs no training; such a one
+    says nothing, 0, as long as all tokens are in the window."""
     fusion: Fusion = "gate"
     """How a memory meets the attention of its layer (``allmem.mixers.layer``)."""
 

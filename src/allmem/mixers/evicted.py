@@ -57,6 +57,7 @@ class EvictedMixer(Mixer):
         self.memory = memory
         self.window = window
         self.keep_fp32 = tuple(f"memory.{name}" for name in memory.keep_fp32)  # type: ignore[misc]
+        self.initial_alpha = memory.initial_alpha
         self._waiting(Layout.dense(0, 1, 1, torch.device("cpu")))
 
     @property

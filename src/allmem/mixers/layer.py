@@ -59,7 +59,8 @@ class LayerMixer(Mixer):
         self.attention = attention
         self.memory = memory
         if memory is not None:
-            self.alpha = nn.Parameter(torch.zeros(attention.shape.hidden_size))
+            start = torch.full((attention.shape.hidden_size,), memory.initial_alpha)
+            self.alpha = nn.Parameter(start)
 
     def slow_parameters(self) -> dict[str, nn.Parameter]:
         """What distillation trains of a layer, by name: all but the attention's own."""
@@ -113,7 +114,11 @@ class LayerMixer(Mixer):
         # The state is consumed, but the context is made of it as it was before the call.
         before = state.attention.clone() if self._in_context else state.attention
         y, attention, features = self.attention.attend(
-            x, state.attention, layout, self.memory.reads_features
+            x,
+            state.attention,
+            layout,
+            self.memory.reads_features,
+            want_beside=self.memory.reads_beside,
         )
         remembered, memory = self.memory(x, state.memory, layout, features)
         if not self._in_context:
