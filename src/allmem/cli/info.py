@@ -56,7 +56,7 @@ def command(
     out.print(_states(overview))
     even = overview.break_even()
     if even is None:
-        out.print("Every layer keeps full attention: nothing is saved at any length.")
+        out.print("Every layer keeps all that it read: nothing is saved at any length.")
     else:
         out.print(f"Below {terminal.count(even)} tokens full attention's cache is the smaller one.")
 

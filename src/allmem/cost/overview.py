@@ -12,7 +12,8 @@ from itertools import groupby
 import torch
 
 from allmem.cost.flops import OriginalAttention
-from allmem.mixers.attention import WindowMixer
+from allmem.mixers.attention import AttentionMixer, WindowMixer
+from allmem.mixers.compacting import CompactingMixer
 from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["LayerGroup", "Overview"]
@@ -26,7 +27,8 @@ class LayerGroup:
     last: int
     mixer: str
     window: int | None
-    """``None`` for a layer that sees everything."""
+    """Keys that a token sees beside the sinks, on the device; ``None`` for a layer that sees
+    everything."""
     sinks: int
     added: int
     """Parameters that conversion added to each."""
@@ -46,19 +48,11 @@ class Overview:
         """The decoder layers, alike ones together."""
         rows = []
         for mixed, name in zip(self.model.mixers(), self.model.config.layers or [], strict=True):
-            attention = mixed.attention
-            window = attention.window if isinstance(attention, WindowMixer) else None
+            window, sinks = _sees(mixed.attention)
             added = sum(p.numel() for p in mixed.slow_parameters().values())
             constant = mixed.capabilities.constant_state
             size = mixed.state_bytes(1, self.dtype) if constant else None
-            kind = (
-                name,
-                window.window if window else None,
-                window.sinks if window else 0,
-                added,
-                size,
-            )
-            rows.append((mixed.layer, kind))
+            rows.append((mixed.layer, (name, window, sinks, added, size)))
         groups = []
         for kind, members in groupby(rows, key=lambda row: row[1]):
             numbers = [layer for layer, _ in members]
@@ -109,3 +103,13 @@ class Overview:
             else:
                 high = middle
         return high
+
+
+def _sees(attention: AttentionMixer) -> tuple[int | None, int]:
+    """Window and sinks of a layer."""
+    if isinstance(attention, WindowMixer):
+        return attention.window.window, attention.window.sinks
+    if isinstance(attention, CompactingMixer):
+        sizes = attention.sizes(attention.window)
+        return sizes.slots - sizes.sinks, sizes.sinks
+    return None, 0

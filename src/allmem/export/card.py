@@ -23,7 +23,7 @@ __all__ = ["Base", "Card", "render"]
 
 PAPER = "AllMem: A Memory-centric Recipe for Efficient Long-context Modeling"
 TAGS = ["allmem", "long-context", "sliding-window-attention", "test-time-training"]
-WITHOUT_MEMORY = ("full", "window", "local")
+WITHOUT_MEMORY = ("full", "window", "local", "ladder", "eviction", "blocks")
 UNQUANTISED = ("ALL_F32", "MOSTLY_F16", "MOSTLY_BF16")
 
 
@@ -210,7 +210,7 @@ def _layers(names: list[str]) -> str:
 def _state(overview: Overview) -> str:
     dtype = str(overview.dtype).removeprefix("torch.")
     if any(group.state_bytes is None for group in overview.layers()):
-        return "grows with the text, since some layers keep full attention"
+        return "grows with the text, since some layers keep all of it"
     even = overview.break_even()
     beyond = "" if even is None else f"; full attention's cache is as large at {even:,} tokens"
     return f"{overview.state_bytes(1):,} bytes in {dtype}, however long the text is{beyond}"

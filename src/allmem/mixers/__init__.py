@@ -8,6 +8,7 @@ from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_names, regi
 from allmem.mixers import allmem, delta, gla, lizard, mamba2, mesa, several  # isort: skip
 from allmem.mixers import titans, ttt  # isort: skip
 from allmem.mixers import camelot, compressive, infini  # isort: skip
+from allmem.mixers import blocks, eviction, ladder  # isort: skip
 
 __all__ = [
     "AttentionWeights",
@@ -18,8 +19,11 @@ __all__ = [
     "Mixer",
     "Written",
     "allmem",
+    "blocks",
     "delta",
+    "eviction",
     "expand_pattern",
+    "ladder",
     "mixer_names",
     "register_memory",
 ]

@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from allmem.config import WindowConfig, check_chunk_fits_window
 from allmem.errors import AllMemError, unknown_name
-from allmem.mixers.registry import expand_pattern, memory_kind
+from allmem.mixers.registry import expand_pattern, mixer_kind
 
 __all__ = ["LOCAL", "AllMemConfig"]
 
@@ -81,7 +81,7 @@ class AllMemConfig(PreTrainedConfig):
         self.mixer_options = dict(self.mixer_options or {})
         window = self.window_config
         for name in set(self.layers) - {LOCAL}:
-            kind = memory_kind(name)
+            kind = mixer_kind(name)
             if kind is None:
                 continue
             options = kind.options(self.mixer_options.get(name, {}))
@@ -113,9 +113,8 @@ class AllMemConfig(PreTrainedConfig):
         return max((o["chunk"] for o in used if o.get("chunk") is not None), default=None)
 
     def options_of(self, mixer: str) -> Any:
-        """The validated options of a memory by its mixer's name; ``None`` for a layer without
-        one."""
-        kind = None if mixer == LOCAL else memory_kind(mixer)
+        """The validated options of a mixer by its name; ``None`` for one that has none."""
+        kind = None if mixer == LOCAL else mixer_kind(mixer)
         return None if kind is None else kind.options((self.mixer_options or {})[mixer])
 
     def essence(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from allmem.layout import Layout
 from allmem.mixers.attention import ATTENTION_NAME, AttentionMixer, FullMixer, WindowMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.layer import LayerMixer, LayerState
-from allmem.mixers.registry import memory_kind
+from allmem.mixers.registry import Place, attention_kind, memory_kind
 from allmem.models.configuration import LOCAL, AllMemConfig
 from allmem.models.structure import (
     attention_shape,
@@ -141,12 +141,17 @@ def mixer_around(
     window = config.window_config
     rotary = layer_rotary(base, core, layer, window)
     own = own_window(config.text_config, layer)
+    policy = None if name == LOCAL else attention_kind(name)
     attention: AttentionMixer
     if name == LOCAL:
         local = WindowConfig(own or window.window)
         attention = WindowMixer(core, shape, rotary, local, fixed=True)
     elif name == "full":
         attention = FullMixer(core, shape, rotary)
+    elif policy is not None:
+        place = Place.of(layer, config.layer_names)
+        options = config.options_of(name)
+        attention = policy.build(core, shape, rotary, window, options, place)
     else:
         attention = WindowMixer(core, shape, rotary, window)
     kind = None if name == LOCAL else memory_kind(name)
