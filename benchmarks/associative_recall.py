@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 import allmem
+from allmem.arena.recall import RecallRows
 from allmem.config import WindowConfig
 from allmem.data.recall import IGNORED, RecallTask
 from allmem.distill import DistillConfig, Objective, RandomSizes, distill
-from allmem.distill.rows import Row
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from benchmarks.measure import record
@@ -33,29 +32,6 @@ TEACHER = Path(__file__).parents[1] / "tests" / "fixtures" / "recall_teacher"
 MEMORY: dict[str, Any] = {"step": 0.5, "clip": 4.0}
 ANSWERS: dict[str, Any] = {"steps": 200, "batch": 8, "stage": "kl", "kl_lr": 3e-3}
 GRID = [(16, 16), (32, 8), (32, 32), (64, 16), (64, 64)]
-
-
-class RecallRows:
-    """Fresh sequences of which the answers are learned, or every token."""
-
-    longest = TASK.length
-    mean = float(TASK.length)
-
-    def __init__(self, seed: int, everything: bool = False) -> None:
-        self.seed, self.everything = seed, everything
-
-    def read(self, first: int, rank: int = 0, world: int = 1) -> Iterator[Row]:
-        number = first + rank
-        while True:
-            generator = torch.Generator().manual_seed(self.seed * 10**8 + number)
-            ids, answers = (t[0] for t in TASK.sample(1, generator))
-            labels = torch.full_like(ids, IGNORED)
-            labels[1:] = ids[1:] if self.everything else answers[:-1]
-            yield {"input_ids": ids, "labels": labels, "position_ids": torch.arange(TASK.length)}
-            number += world
-
-    def fingerprint(self) -> str:
-        return f"{TASK} {self.seed} {self.everything}"
 
 
 @torch.no_grad()
@@ -74,7 +50,7 @@ def distilled(
     torch.manual_seed(seed)
     base = LlamaForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
     model = allmem.convert(base, window=32, sinks=0, chunk=32, memory=memory)
-    rows = RecallRows(seed + 1, everything)
+    rows = RecallRows(TASK, seed + 1, everything)
     held_out = [row for row, _ in zip(rows.read(10**7), range(2), strict=False)]
     begin = time.perf_counter()
     config = DistillConfig(**{**ANSWERS, "positions": "all", "seed": seed, **settings})

@@ -253,7 +253,8 @@ class MemoryConfig(ProjectionOptions):
             kv_heads: KV heads of the attention.
 
         Raises:
-            AllMemError: if D is not divisible by H and ``head_dim`` is not given.
+            AllMemError: if D is not divisible by H and ``head_dim`` is not given, or a linear
+                network is given another width than its heads.
         """
         heads = self.heads or kv_heads
         if self.head_dim is None and hidden_size % heads:
@@ -264,6 +265,11 @@ class MemoryConfig(ProjectionOptions):
             )
         head_dim = self.head_dim or hidden_size // heads
         width = self.width or head_dim
+        if self.network == "linear" and width != head_dim:
+            raise AllMemError(
+                f"MemoryConfig: a linear network maps heads to heads, so width = {width} must be "
+                f"head_dim = {head_dim}; leave it out"
+            )
         return self.replace(heads=heads, head_dim=head_dim, width=width)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "PACKAGED",
     "OpenedModel",
     "Outline",
+    "find_device",
     "open_base",
     "open_model",
     "outline",
@@ -164,7 +165,7 @@ def open_base(
     place = resolve(source)
     if dtype is not None and dtype not in DTYPES:
         raise AllMemError(unknown_name("dtype", dtype, DTYPES))
-    target = _device(device)
+    target = find_device(device)
     tokenizer = _explained(source, load_tokenizer, place)
     options = {} if dtype is None else {"dtype": dtype}
     base = _explained(source, load_base, place, **options)
@@ -229,7 +230,12 @@ def _explained(source: str, load: Any, *args: Any, **options: Any) -> Any:
         ) from error
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """A device by its name; the GPU, if there is one, for ``None``.
+
+    Raises:
+        AllMemError: if it cannot be used.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

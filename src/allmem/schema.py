@@ -129,7 +129,13 @@ def _built(value: Any, hint: Any, where: str) -> Any:
     if nested is not None and isinstance(value, dict):
         assert isinstance(nested, type)
         return build_from(nested, value, where)
+    if get_origin(hint) is dict and _holds_dataclass(get_args(hint)[1]):
+        return {k: _built(v, get_args(hint)[1], f"{where}: {k}") for k, v in value.items()}
     return tuple(value) if isinstance(value, list) else value
+
+
+def _holds_dataclass(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or any(map(dataclasses.is_dataclass, get_args(hint)))
 
 
 def _fits(value: Any, hint: Any) -> bool:

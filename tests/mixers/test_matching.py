@@ -125,6 +125,15 @@ def test_a_target_without_training_is_matched_by_its_bytes_alone() -> None:
     assert "projections" not in found.options
 
 
+def test_a_linear_network_is_as_wide_as_its_heads() -> None:
+    slot = SLOTS["recall"]
+    target = count("allmem", REFERENCE, slot)
+    found = match("allmem", slot, target, {"network": "linear"})
+    assert found.sizes["width"] == found.sizes["head_dim"]
+    with pytest.raises(AllMemError, match="width = 9 must be head_dim = 8; leave it out"):
+        count("allmem", {"network": "linear", "head_dim": 8, "width": 9}, slot)
+
+
 @pytest.mark.parametrize("slot", SLOTS.values(), ids=SLOTS)
 def test_the_reference_is_matched_by_itself(slot: Slot) -> None:
     target = count("allmem", REFERENCE, slot)

@@ -53,6 +53,8 @@ COMMANDS = [
     Listed("collect", "allmem.cli.collect", "Collect a student's responses to distil from."),
     Listed("evaluate", "allmem.cli.evaluate", "Evaluate a model on benchmarks and probes."),
     Listed("report", "allmem.cli.report", "Make a report of evaluation runs."),
+    Listed("arena", "allmem.cli.arena", "Compare memories at equal sizes, from one teacher."),
+    Listed("place", "allmem.cli.place", "Find the layers that need full attention or a memory."),
     Listed("ask", "allmem.cli.ask", "Read a document once and answer questions about it."),
     Listed("generate", "allmem.cli.generate", "Continue a text."),
     Listed("chat", "allmem.cli.chat", "Talk to a model in one growing conversation."),

@@ -95,9 +95,12 @@ def run_recipe(
 
 
 def read_rows(
-    source: DataSource, opened: OpenedModel, training: DistillConfig
+    source: DataSource, opened: OpenedModel, training: DistillConfig, window: int | None = None
 ) -> tuple[Rows, list[Row]]:
     """The training rows and the held-out ones.
+
+    Args:
+        window: that facts are older than; ``None`` for the model's, or the largest that is drawn.
 
     Raises:
         AllMemError: if a file is missing, or too short for a row.
@@ -107,7 +110,8 @@ def read_rows(
         return _online(source, source.on_policy, opened, training)
     if source.facts is not None:
         sizes = training.random
-        window = opened.model.config.window if sizes is None else max(sizes.windows)
+        if window is None:
+            window = opened.model.config.window if sizes is None else max(sizes.windows)
         writer = FactWriter(source.facts, tokenizer, window, seed)
         judge = FactWriter(source.facts, tokenizer, window, seed, held_out=True)
         return FactRows(writer), [judge.row(i) for i in range(source.evaluated)]
@@ -149,7 +153,7 @@ def _online(
     fixed, judged = None, None
     if own.share < 1:
         rest = dataclasses.replace(source, on_policy=None)
-        fixed, judged = read_rows(rest, opened, training)
+        fixed, judged = read_rows(rest, opened, training, window)
     rows, answers = online_rows(
         opened,
         own.prompts,

@@ -44,9 +44,13 @@ from allmem.models.adapter import adapter_header, load_weights
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.sharded import full_tensor
 
-__all__ = ["ADAPTER", "StageTrainer"]
+__all__ = ["ADAPTER", "DivergedError", "StageTrainer"]
 
 ADAPTER = "adapter.safetensors"
+
+
+class DivergedError(AllMemError):
+    """A loss or a gradient is not finite: the run ended before it changed a weight."""
 
 
 class StageTrainer(transformers.Trainer):
@@ -172,7 +176,7 @@ class StageTrainer(transformers.Trainer):
             sizes = [str(batch["sizes"]) for batch in self.batches]
             write_tensors(file, "batch", tensors, {"what": what, "step": number, "sizes": sizes})
             kept = f" The step's batch is in {file}; earlier checkpoints are unharmed."
-        raise AllMemError(
+        raise DivergedError(
             f"step {number} ({stage}): {what}; training stopped before it changed a weight.{kept} "
             f"Lower the learning rate (now {self.settings.rates(stage)[0]:g})"
         )
