@@ -153,7 +153,7 @@ def _online(
     fixed, judged = None, None
     if own.share < 1:
         rest = dataclasses.replace(source, on_policy=None)
-        fixed, judged = read_rows(rest, opened, training, window)
+        fixed, judged = read_rows(rest, opened, training)
     rows, answers = online_rows(
         opened,
         own.prompts,
