@@ -5,10 +5,23 @@ from allmem.mixers.base import Capabilities, MemoryMixer, Mixer
 from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_names, register_memory
 
 # Each registers its names.
-from allmem.mixers import allmem, delta, gla, lizard, mamba2, mesa, several  # isort: skip
-from allmem.mixers import titans, ttt  # isort: skip
-from allmem.mixers import camelot, compressive, infini  # isort: skip
-from allmem.mixers import blocks, eviction, ladder  # isort: skip
+from allmem.mixers import (  # isort: skip
+    allmem,
+    blocks,
+    camelot,
+    compressive,
+    delta,
+    eviction,
+    gla,
+    infini,
+    ladder,
+    lizard,
+    mamba2,
+    mesa,
+    several,
+    titans,
+    ttt,
+)
 
 __all__ = [
     "AttentionWeights",
@@ -20,10 +33,20 @@ __all__ = [
     "Written",
     "allmem",
     "blocks",
+    "camelot",
+    "compressive",
     "delta",
     "eviction",
     "expand_pattern",
+    "gla",
+    "infini",
     "ladder",
+    "lizard",
+    "mamba2",
+    "mesa",
     "mixer_names",
     "register_memory",
+    "several",
+    "titans",
+    "ttt",
 ]
