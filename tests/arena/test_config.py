@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from allmem import AllMemError
 from allmem.arena import ArenaConfig, load_arena
@@ -80,3 +83,12 @@ def test_the_ready_files_are_arenas(name: str) -> None:
     config = load_arena(ROOT / "examples" / name)
     assert len(config.seeds) >= 3
     assert not config.special_stages
+
+
+def test_the_arena_of_the_documentation_is_one() -> None:
+    page = (ROOT / "docs" / "arena.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config = ArenaConfig.from_dict(yaml.safe_load(block.replace("3e-3", "0.003")), "docs/arena.md")
+    assert config.reference in config.entrants
+    described = set(re.findall(r"`(\w+)`", page))
+    assert {field.name for field in dataclasses.fields(ArenaConfig)} <= described

@@ -40,7 +40,7 @@ def _given(page: str) -> dict[str, Any]:
     return {"model": model, "tokenizer": tokenizer}
 
 
-@pytest.mark.parametrize("page", ["layer.md", "mixers.md", "states.md"])
+@pytest.mark.parametrize("page", ["arena.md", "layer.md", "mixers.md", "states.md"])
 def test_the_python_of_a_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
