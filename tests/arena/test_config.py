@@ -49,6 +49,8 @@ TRAINING = {"steps": 3, "stage": "kl"}
         ({"evaluation": {"sequences": 0}}, "sequences = 0"),
         ({"evaluation": {"tasks": ["probes"]}}, "recall has no words"),
         ({"unmatched": ["bytes"]}, "unmatched"),
+        ({"evaluation": {"grid": ["16"]}}, "window/sinks/chunk"),
+        ({"evaluation": {"grid": ["16/0/32"]}}, "choose chunk <= 16"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:

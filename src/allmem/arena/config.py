@@ -18,6 +18,7 @@ from allmem.data.recall import RecallTask
 from allmem.distill.config import DistillConfig
 from allmem.distill.recipe import DataSource
 from allmem.errors import AllMemError
+from allmem.evaluation.opening import parse_sizes
 from allmem.mixers.matching import Limits
 from allmem.schema import build_from, check_positive, override, read_yaml
 
@@ -91,7 +92,8 @@ class EvaluationConfig:
     """Of associative recall, never trained on."""
     grid: tuple[str, ...] = ()
     """Other sizes to read with, as ``window/sinks/chunk``: the same checkpoint, read otherwise.
-    Without a chunk, ``window/sinks``, chunks stay as they are."""
+    Without a chunk, ``window/sinks``, chunks stay as they are, up to the window. Not of entrants
+    whose window is one of their own."""
     tasks: tuple[str, ...] = ()
     """Of ``allmem evaluate``, for language models."""
     limit: int | None = None
@@ -182,6 +184,8 @@ class ArenaConfig:
                 f"{self.training.calibrate_steps} hold stages that only the paper's memory has; "
                 "choose stage: kl without calibrating, or allow them with special_stages: true"
             )
+        for sizes in self.evaluation.grid:
+            parse_sizes(sizes)
         if self.evaluation.tasks and self.recall is not None:
             raise AllMemError("evaluation.tasks are for language models; recall has no words")
 

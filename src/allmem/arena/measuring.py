@@ -20,7 +20,7 @@ from allmem.distill.evaluate import compare
 from allmem.distill.rows import Row, counted
 from allmem.evaluation.catalog import find_tasks
 from allmem.evaluation.local import LocalModel
-from allmem.evaluation.opening import local_models, parse_sizes
+from allmem.evaluation.opening import Sizes, local_models, parse_sizes
 from allmem.evaluation.rows import Run
 from allmem.evaluation.runner import evaluate
 from allmem.evaluation.scores import score_rows
@@ -47,12 +47,25 @@ def recall_figures(model: AllMemForCausalLM, arena: ArenaConfig, task: RecallTas
             _by_row("KL from the teacher", own.kl, questions), unit="nats", higher_is_better=False
         ),
     ]
-    for text in arena.evaluation.grid:
-        sizes = parse_sizes(text)
-        chunk = None if model.config.chunk is None else sizes.chunk or sizes.window
-        other = answer(model, ids, answers, WindowConfig(sizes.window, sizes.sinks), chunk)
-        found.append(_by_row(f"right answers at {sizes}", other.right, questions))
+    for name, sizes in _grid(model, arena).items():
+        window = WindowConfig(sizes.window, sizes.sinks)
+        other = answer(model, ids, answers, window, sizes.chunk)
+        found.append(_by_row(f"right answers at {name}", other.right, questions))
     return found
+
+
+def _grid(model: AllMemForCausalLM, arena: ArenaConfig) -> dict[str, Sizes]:
+    """Other sizes for a model, by how the arena names them."""
+    own = model.config.chunk
+    if model.config.window != arena.sizes.window:
+        return {}
+    named = {name: parse_sizes(name) for name in arena.evaluation.grid}
+    return {
+        name: dataclasses.replace(
+            sizes, chunk=None if own is None else sizes.chunk or min(own, sizes.window)
+        )
+        for name, sizes in named.items()
+    }
 
 
 def _by_row(name: str, values: torch.Tensor, where: torch.Tensor) -> Figure:
@@ -95,10 +108,8 @@ def task_figures(opened: OpenedModel, arena: ArenaConfig, folder: Path) -> list[
     """
     tasks, _ = find_tasks(arena.evaluation.tasks)
     models = [LocalModel(opened, "as trained")]
-    grid = [parse_sizes(text) for text in arena.evaluation.grid]
-    if opened.model.config.chunk is None:
-        grid = [dataclasses.replace(sizes, chunk=None) for sizes in grid]
-    models += local_models(opened, "read", sizes=grid) if grid else []
+    grid = _grid(opened.model, arena)
+    models += local_models(opened, "read", sizes=list(grid.values())) if grid else []
     sizes, chosen = arena.sizes, arena.evaluation
     setting = Setting(
         lengths=chosen.lengths,
@@ -111,9 +122,9 @@ def task_figures(opened: OpenedModel, arena: ArenaConfig, folder: Path) -> list[
     )
     run = evaluate(models, tasks, setting, folder, batch=chosen.batch)
     return [
-        _of_task(run, model.label, task, "" if i == 0 else f" at {grid[i - 1]}")
+        _of_task(run, model.label, task, where)
         for task in tasks
-        for i, model in enumerate(models)
+        for model, where in zip(models, ["", *(f" at {name}" for name in grid)], strict=True)
     ]
 
 

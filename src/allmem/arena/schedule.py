@@ -122,7 +122,7 @@ def _start(job: Job, place: int, at_once: int) -> subprocess.Popen[bytes]:
 
 def _share(place: int, at_once: int) -> dict[str, str]:
     """What a process may use: a GPU, and some of the cores."""
-    cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    cores = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     shared = {"OMP_NUM_THREADS": str(max(1, cores // at_once))}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(torch.cuda.device_count())]
