@@ -64,6 +64,20 @@ def test_all_mixers_and_ablations_can_take_part() -> None:
     assert names == {*mixer_names(), *ABLATIONS} - {"window", "full", "kda", "muon"}
 
 
+def test_memories_can_take_part_writing_only_what_is_evicted() -> None:
+    entrants = {
+        "allmem": {"options": REFERENCE},
+        "gla": None,
+        # Writes what is evicted already; writes nothing; is no mixer's own name.
+        "compressive": None,
+        "ladder": None,
+        "mine": {"mixer": "gla"},
+    }
+    found = entrants_of(make_config("unused", entrants=entrants, include=["evicted"]))
+    assert set(found) - set(entrants) == {"allmem, evicted", "gla, evicted"}
+    assert found["allmem, evicted"].options == {**REFERENCE, "write_scope": "evicted"}
+
+
 def test_a_mixer_that_is_listed_under_another_name_is_not_listed_twice() -> None:
     entrants = {"allmem": None, "mine": {"mixer": "kda"}}
     assert "kda" not in entrants_of(make_config("unused", entrants=entrants, include=["mixers"]))

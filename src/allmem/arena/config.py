@@ -133,8 +133,9 @@ class ArenaConfig:
     data: DataSource | None = None
     """what a recipe of ``allmem distill`` may name."""
     entrants: dict[str, Entrant | None] = field(default_factory=dict)
-    include: tuple[Literal["mixers", "ablations"], ...] = ()
-    """All registered mixers and all ablations, beside those that are listed."""
+    include: tuple[Literal["mixers", "evicted", "ablations"], ...] = ()
+    """Beside those that are listed all registered mixers; of all memories that write every token
+    the same with ``write_scope = evicted``; all ablations."""
     exclude: tuple[str, ...] = ()
     """But not these."""
     reference: str = "allmem"

@@ -18,7 +18,13 @@ from allmem.errors import AllMemError, unknown_name
 from allmem.mixers.ablations import ABLATIONS
 from allmem.mixers.cache_sizes import equal_caches
 from allmem.mixers.matching import Counted, Limits, match, with_chunk
-from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_kind, mixer_names
+from allmem.mixers.registry import (
+    MemoryKind,
+    expand_pattern,
+    memory_kind,
+    mixer_kind,
+    mixer_names,
+)
 from allmem.models.structure import attention_shape
 
 __all__ = ["TEACHER", "WINDOW", "Contender", "contenders", "entrants_of"]
@@ -71,6 +77,8 @@ def entrants_of(config: ArenaConfig) -> dict[str, Entrant]:
         taken = {entrant.mixer or name for name, entrant in found.items()}
         free = [name for name in mixer_names() if name not in taken | BESIDE]
         found |= {name: Entrant() for name in free}
+    if "evicted" in config.include:
+        found |= _evicted(found)
     if "ablations" in config.include:
         taken = {entrant.ablation for entrant in found.values() if entrant.ablation}
         found |= {name: Entrant(ablation=name) for name in ABLATIONS if name not in taken}
@@ -83,6 +91,24 @@ def entrants_of(config: ArenaConfig) -> dict[str, Entrant]:
             raise AllMemError(f"entrants: {name!r} takes part in every arena; choose another name")
     if config.reference not in found:
         raise AllMemError(f"reference: {unknown_name('entrant', config.reference, found)}")
+    return found
+
+
+def _evicted(entrants: dict[str, Entrant]) -> dict[str, Entrant]:
+    """Those that write every token, writing only what attention no longer sees; without those that
+    take part under a name of their own (AHN)."""
+    kinds = {name: memory_kind(name) for name in mixer_names()}
+    known = [(kind.build, kind.options({})) for kind in kinds.values() if kind is not None]
+    found = {}
+    for name, entrant in entrants.items():
+        kind = kinds.get(name)
+        if kind is None or entrant != Entrant(options=entrant.options):
+            continue
+        if getattr(kind.options(entrant.options), "write_scope", "evicted") == "evicted":
+            continue
+        options = {**entrant.options, "write_scope": "evicted"}
+        if (kind.build, kind.options(options)) not in known:
+            found[f"{name}, evicted"] = Entrant(name, options)
     return found
 
 
