@@ -10,7 +10,8 @@ import torch
 
 import allmem
 from allmem import AllMemError
-from allmem.arena.contenders import contenders, entrants_of
+from allmem.arena.contenders import contenders
+from allmem.arena.entrants import entrants_of
 from allmem.arena.ground import Ground
 from allmem.mixers.ablations import ABLATIONS
 from allmem.mixers.registry import mixer_names

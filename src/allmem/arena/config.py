@@ -2,7 +2,7 @@
 
 ``load_arena`` reads it and puts ``key=value`` settings in place of its own values. A key that is
 not known is an error that names the nearest one. Who takes part, and at which sizes, is worked out
-by ``allmem.arena.contenders``.
+by ``allmem.arena.entrants`` and ``contenders``.
 """
 
 from __future__ import annotations

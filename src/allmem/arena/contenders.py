@@ -1,4 +1,4 @@
-"""Who takes part in an arena, at which sizes: entrants with everything decided.
+"""At which sizes entrants take part in an arena: contenders, with everything decided.
 
 Memories take the parameters and the state of the reference, attentions without a memory (the window
 itself, KV policies) its bytes in keys and values. An entrant that cannot is refused, or told if the
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from allmem.arena.config import ArenaConfig, Entrant
+from allmem.arena.entrants import BESIDE, TEACHER, WINDOW, entrants_of
 from allmem.arena.ground import Ground, Totals
 from allmem.choices import Conversion
 from allmem.errors import AllMemError, unknown_name
@@ -21,19 +22,11 @@ from allmem.mixers.matching import Counted, Limits, match, with_chunk
 from allmem.mixers.registry import (
     MemoryKind,
     expand_pattern,
-    memory_kind,
     mixer_kind,
-    mixer_names,
 )
 from allmem.models.structure import attention_shape
 
-__all__ = ["TEACHER", "WINDOW", "Contender", "contenders", "entrants_of"]
-
-TEACHER, WINDOW = "teacher", "window alone"
-"""Who stands beside the entrants in every report: full attention, and the window that the memories
-stand beside."""
-BESIDE = {"window", "full"}
-"""What may stand in other layers than an entrant's."""
+__all__ = ["Contender", "contenders"]
 
 
 @dataclass(frozen=True)
@@ -64,52 +57,6 @@ class Contender:
         parameters = abs(self.parameter_difference or 0.0) > limits.parameters
         state = abs(self.state_difference or 0.0) > limits.state
         return ["parameters"] * parameters + ["state"] * state
-
-
-def entrants_of(config: ArenaConfig) -> dict[str, Entrant]:
-    """Everybody by name: those that are listed, then what is included.
-
-    Raises:
-        AllMemError: on names that are unknown, taken or left out by mistake.
-    """
-    found = config.named()
-    if "mixers" in config.include:
-        taken = {entrant.mixer or name for name, entrant in found.items()}
-        free = [name for name in mixer_names() if name not in taken | BESIDE]
-        found |= {name: Entrant() for name in free}
-    if "evicted" in config.include:
-        found |= _evicted(found)
-    if "ablations" in config.include:
-        taken = {entrant.ablation for entrant in found.values() if entrant.ablation}
-        found |= {name: Entrant(ablation=name) for name in ABLATIONS if name not in taken}
-    for name in config.exclude:
-        if name not in found:
-            raise AllMemError(f"exclude: {unknown_name('entrant', name, found)}")
-        del found[name]
-    for name in (TEACHER, WINDOW):
-        if name in found:
-            raise AllMemError(f"entrants: {name!r} takes part in every arena; choose another name")
-    if config.reference not in found:
-        raise AllMemError(f"reference: {unknown_name('entrant', config.reference, found)}")
-    return found
-
-
-def _evicted(entrants: dict[str, Entrant]) -> dict[str, Entrant]:
-    """Those that write every token, writing only what attention no longer sees; without those that
-    take part under a name of their own (AHN)."""
-    kinds = {name: memory_kind(name) for name in mixer_names()}
-    known = [(kind.build, kind.options({})) for kind in kinds.values() if kind is not None]
-    found = {}
-    for name, entrant in entrants.items():
-        kind = kinds.get(name)
-        if kind is None or entrant != Entrant(options=entrant.options):
-            continue
-        if getattr(kind.options(entrant.options), "write_scope", "evicted") == "evicted":
-            continue
-        options = {**entrant.options, "write_scope": "evicted"}
-        if (kind.build, kind.options(options)) not in known:
-            found[f"{name}, evicted"] = Entrant(name, options)
-    return found
 
 
 def contenders(config: ArenaConfig, ground: Ground) -> list[Contender]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allmem.arena.config import ArenaConfig
-from allmem.arena.contenders import TEACHER, WINDOW
+from allmem.arena.entrants import TEACHER, WINDOW
 from allmem.arena.figures import Figure, single
 from allmem.arena.standings import Standing
 from allmem.arena.wording import (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from allmem.arena.config import ArenaConfig
-from allmem.arena.contenders import TEACHER, WINDOW
+from allmem.arena.entrants import TEACHER, WINDOW
 from allmem.arena.figures import Figure, single
 from allmem.arena.standings import Standing
 from allmem.evaluation.report.blocks import Value
