@@ -16,10 +16,10 @@ where Z are the sums of exp(score). At alpha = 1, where the layer starts, attent
 up to that one softmax. So nothing is trained: there are no weights here but the attention's.
 
 Keys are compared and kept before RoPE; a query meets a mode as it meets a sink, just before the
-window. Every token is written on its own, in order, when the window loses it, and so the tokens of
-a call are gone through one by one: fast enough for a small window on a CPU, slow on a GPU. Unlike
-the original, which writes a whole segment after reading it, and lets a segment read only the modes
-nearest to its keys (here all, or the ``top`` ones of each query).
+window. Every token is written on its own, in order, when the window loses it, so the tokens of a
+call are gone through one by one: fast enough for a small window on a CPU, slow on a GPU. The
+original writes a segment after all of it was read, and a segment reads only the modes nearest to
+its keys; here a query reads all, or the ``top`` ones.
 
 Letters: R rows, N slots of a call, D hidden size, Q query heads, K KV heads, G = Q / K, E head
 size, M modes.
@@ -64,7 +64,7 @@ class CamelotOptions(Options):
 
     slots: int = 512
     """Modes of a KV head: M."""
-    threshold: float = 0.9
+    threshold: float = 0.95
     """Cosine above which a token joins a mode: R. At 1 none does, and the modes are the last M
     tokens that the window lost."""
     top: int | None = None

@@ -4,10 +4,11 @@
     stack:      y = Attention(x + alpha * Memory(x))
     context:    y = Attention(x) + alpha * (Context(x, Memory(x)) - Attention(x))
 
-with alpha in R^D, zero at conversion. The first is AllMem's (paper section 3.2) and that of every
-memory unless its ``fusion`` says otherwise; all three are in Titans (arXiv:2501.00663, section 4).
-Context is the attention with the memory's reads among its keys and values
-(``allmem.mixers.context``). With alpha = 0 a converted layer is the attention alone, exactly.
+with alpha in R^D, at conversion zero unless the memory's ``initial_alpha`` says otherwise. The
+first is AllMem's (paper section 3.2) and that of every memory unless its ``fusion`` says otherwise;
+all three are in Titans (arXiv:2501.00663, section 4). Context is the attention with the memory's
+reads among its keys and values (``allmem.mixers.context``). With alpha = 0 a converted layer is the
+attention alone, exactly.
 """
 
 from __future__ import annotations
