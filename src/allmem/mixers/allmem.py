@@ -91,9 +91,6 @@ class AllMemMixer(MemoryMixer):
         tails = 3 * max(unit.config.conv - 1, 0) * unit.heads * unit.head_dim
         return (copies * fast + unit.heads) * wide + tails * dtype.itemsize
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """Projections and rates; then, with F fast weights of which F_down in ``down``: the read
         (2 F), the forward of the key (2 F), and the gradient (2 F for the outer products, and

@@ -121,3 +121,10 @@ class MemoryMixer(Mixer):
         written: Written | None = None,
     ) -> tuple[Tensor, State]:
         """As ``Mixer.forward``; ``written``, if given, is what every slot writes."""
+
+    def flops(self, tokens: int) -> int:
+        return sum(self.flops_by_part(tokens).values())
+
+    @abstractmethod
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        """As ``Mixer.flops``, by what they are for."""

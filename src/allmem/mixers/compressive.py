@@ -303,9 +303,6 @@ class CompressiveMixer(MemoryMixer):
         count = torch.int64.itemsize
         return self.options.slots * pair * dtype.itemsize + group + count + shell.tail_bytes(dtype)
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """Projections, and scores and weighted sums of the pairs that there are if every token is
         written as it is read."""

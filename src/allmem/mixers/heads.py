@@ -24,12 +24,9 @@ from allmem.layout import Layout
 from allmem.memory.convolution import Convolutions
 from allmem.memory.projections import AttentionWeights, Features, Projections, Written
 from allmem.memory.state import accumulation_dtype
-from allmem.memory.unit import HeadNorm
+from allmem.memory.unit import HeadNorm, unit_length
 
 __all__ = ["Heads", "HeadShell"]
-
-L2_EPS = 1e-6
-"""Added to squared lengths, as in flash-linear-attention."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class HeadShell(nn.Module):
         if self.options.qk_norm == "rms":
             q, k = self.q_norm(q), self.k_norm(k)
         elif self.options.qk_norm == "l2":
-            q, k = (t * (t.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for t in (q, k))
+            q, k = unit_length(q), unit_length(k)
         if keep is not None:
             # The convolutions go on into the padding behind a row.
             k, v = (torch.where(keep[..., None, None], t, 0) for t in (k, v))

@@ -201,9 +201,6 @@ class InfiniMixer(MemoryMixer):
         matrix = shell.heads * shell.key_dim * (shell.value_dim + 1)
         return 2 * matrix * accumulation_dtype(dtype).itemsize + shell.tail_bytes(dtype)
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """Projections; one product with the matrix to read, one to write, and for the delta rule
         one more to read what is known of a key."""

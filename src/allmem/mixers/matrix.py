@@ -182,9 +182,6 @@ class MatrixMixer(MemoryMixer):
         matrix = self.shell.heads * rows * columns
         return matrix * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         return {
             "memory projections": tokens * self.shell.projections.flops(),

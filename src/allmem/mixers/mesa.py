@@ -31,6 +31,7 @@ from allmem.memory.projections import AttentionWeights
 from allmem.memory.unit import Rate
 from allmem.mixers.heads import Heads
 from allmem.mixers.matrix import MatrixMixer, MatrixOptions, multiplied, spread_speeds
+from allmem.mixers.recurrence import Decay
 from allmem.mixers.registry import MemoryKind, register_memory
 
 __all__ = ["MesaMixer", "MesaOptions", "conjugate_gradients", "mesa_rule"]
@@ -94,8 +95,11 @@ def mesa_rule(
     for first in range(0, q.shape[2], block):
         now = slice(first, first + block)
         q_now, k_now, v_now = q[:, :, now], k[:, :, now], v[:, :, now]
-        between, since = _decays(log_decay[:, :, now])
-        seen = between * rate[:, :, None, now]  # [R, H, n, n], b_j and what t sees of j
+        decay = Decay(log_decay[:, :, now])
+        assert decay.between is not None
+        assert decay.since is not None
+        since = decay.since[..., None]
+        seen = decay.between * rate[:, :, None, now]  # [R, H, n, n], b_j and what t sees of j
         moments, written = state.split([d, state.shape[-1] - d], dim=-1)
         if iterations is None:
             x = _solved(q_now, k_now, seen, since, ridge, moments)
@@ -106,16 +110,6 @@ def mesa_rule(
         left = k_now * seen[:, :, -1, :, None]
         state = since[:, :, -1:] * state + left.mT @ torch.cat([k_now, v_now], dim=-1)
     return torch.cat(pieces, 2) if pieces else v, state
-
-
-def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one block, from logarithms [R, H, n]: what token t sees of what j <= t wrote,
-    [R, H, n, n], and of the state before, [R, H, n, 1]. Every run of decays is added up by itself,
-    so that a strong one drowns none that follow."""
-    n = log_decay.shape[2]
-    past = torch.ones(n, n, dtype=torch.bool, device=log_decay.device).tril()
-    runs = torch.where(past.tril(-1), log_decay[..., None], 0).cumsum(2)
-    return runs.masked_fill(~past, -torch.inf).exp(), log_decay.cumsum(2).exp()[..., None]
 
 
 def _product(

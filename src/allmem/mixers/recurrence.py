@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["block_flops", "delta_rule", "linear_rule"]
+__all__ = ["Decay", "block_flops", "delta_rule", "linear_rule"]
 
 CHANNEL_BLOCK = 16
 """Tokens of a block where every channel has a decay of its own: their weights are [n, n, d]."""
@@ -42,7 +42,7 @@ def linear_rule(
     """
     pieces = []
     for now in _blocks(q.shape[2], block, log_decay):
-        decay = _Decay(None if log_decay is None else log_decay[:, :, now])
+        decay = Decay(None if log_decay is None else log_decay[:, :, now])
         q_now, k_now, v_now = q[:, :, now], k[:, :, now], v[:, :, now]
         y = decay.products(q_now, k_now) @ v_now
         pieces.append(y + decay.since_start(q_now) @ state)
@@ -75,7 +75,7 @@ def delta_rule(
     """
     pieces = []
     for now in _blocks(q.shape[2], block, log_decay):
-        decay = _Decay(None if log_decay is None else log_decay[:, :, now])
+        decay = Decay(None if log_decay is None else log_decay[:, :, now])
         q_now, k_now, v_now, b = q[:, :, now], k[:, :, now], v[:, :, now], rate[:, :, now, None]
         # What each token writes depends on what those before it wrote: (1 + b K) u = b (v - k S),
         # with K the products of keys below the diagonal, which is all that the solver looks at.
@@ -107,7 +107,7 @@ def _blocks(tokens: int, block: int, log_decay: Tensor | None) -> list[slice]:
     return [slice(first, first + block) for first in range(0, tokens, block)]
 
 
-class _Decay:
+class Decay:
     """The decays of one block, from their logarithms, [R, H, n] or [R, H, n, d]; or none at all."""
 
     def __init__(self, log_decay: Tensor | None) -> None:

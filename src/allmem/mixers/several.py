@@ -193,9 +193,6 @@ class SeveralMixer(MemoryMixer):
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         return sum(part.state_bytes(tokens, dtype) for part in self.mixers())
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """All parts compute with all tokens, also those whose result a router leaves out."""
         total: dict[str, int] = {}

@@ -195,9 +195,6 @@ class TitansMixer(MemoryMixer):
         fast = sum(w.numel() for w in self.initial.values())
         return 3 * fast * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """Of a mini-batch of n tokens, T E and T E_0 are 2 n^3 and 2 n^2; weights and momentum are
         read apart, and get their sums of gradients apart."""

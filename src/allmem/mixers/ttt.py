@@ -216,9 +216,6 @@ class TTTMixer(MemoryMixer):
         fast = sum(w.numel() for w in self.initial.values())
         return 2 * fast * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
 
-    def flops(self, tokens: int) -> int:
-        return sum(self.flops_by_part(tokens).values())
-
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         network, size = self.network, self.options.mini_batch
         batches, rest = divmod(tokens, size)
