@@ -10,7 +10,8 @@
 #   PYTHON=python3.12       the interpreter that makes .venv
 #   PIP_TORCH_INDEX=<url>   one more package index to look for torch in, for example
 #                           https://download.pytorch.org/whl/cpu (no CUDA libraries)
-#   DEMO_ARGS, PYTEST_ARGS  passed on to `allmem demo` and to pytest
+#   DEMO_ARGS, PYTEST_ARGS  passed on to `allmem demo` and to pytest; PYTEST_ARGS="-n 0" runs the
+#                           tests one by one
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -41,7 +42,7 @@ demo: $(STAMPS)/demo-$(HASH)
 	$(BIN)/allmem demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMPS)/test-$(HASH)
 	$(BIN)/ruff check .

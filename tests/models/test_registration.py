@@ -46,6 +46,12 @@ ORDERS = {
     "from transformers import AutoConfig, AutoModelForCausalLM",
     "allmem-last": "from transformers import AutoConfig, AutoModelForCausalLM\nimport allmem",
 }
+AUTO = "from transformers import AutoConfig, AutoModelForCausalLM"
+# transformers imports its Auto modules in the midst of others, which are then half made.
+ORDERS |= {
+    f"{first}-first": f"import allmem\nfrom transformers import {first}\n{AUTO}"
+    for first in ("PreTrainedModel", "AttentionInterface", "Trainer", "pipeline")
+}
 
 
 @pytest.mark.parametrize("order", ORDERS)

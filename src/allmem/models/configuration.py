@@ -1,4 +1,8 @@
-"""AllMemConfig: what makes a converted checkpoint, around the configuration of its base model."""
+"""AllMemConfig: what makes a converted checkpoint, around the configuration of its base model.
+
+transformers imports this module in the midst of its own import (``allmem._registration``), so the
+mixers, which need more of it, are only imported once a configuration is made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from allmem.config import WindowConfig, check_chunk_fits_window
 from allmem.errors import AllMemError, unknown_name
-from allmem.mixers.registry import expand_pattern, mixer_kind
 
 __all__ = ["LOCAL", "AllMemConfig"]
 
@@ -57,6 +60,8 @@ class AllMemConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        from allmem.mixers.registry import expand_pattern, mixer_kind
+
         if isinstance(self.text_config, dict):
             values = dict(self.text_config)
             kind = values.pop("model_type", None)
@@ -114,6 +119,8 @@ class AllMemConfig(PreTrainedConfig):
 
     def options_of(self, mixer: str) -> Any:
         """The validated options of a mixer by its name; ``None`` for one that has none."""
+        from allmem.mixers.registry import mixer_kind
+
         kind = None if mixer == LOCAL else mixer_kind(mixer)
         return None if kind is None else kind.options((self.mixer_options or {})[mixer])
 
