@@ -231,11 +231,18 @@ def test_a_small_budget_changes_no_likelihood(
     assert (max(held.most) > 1) == (texts > 1)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "other-window", "full-below-memory", "gemma3"])
+@pytest.mark.parametrize(
+    "name", [*MODELS, "other-window", "other-window-context", "full-below-memory", "gemma3"]
+)
 def test_bytes_of_a_text_are_what_is_held(name: str) -> None:
-    if name == "other-window":
-        inner: Any = converted().opened.model
-        opened = OpenedModel(inner, LetterTokenizer(), WindowConfig(30, 2), C)
+    if name.startswith("other-window"):
+        context: dict[str, Any] = {
+            "mixers": "gla",
+            "mixer_options": {"gla": {"fusion": "context"}},
+        }
+        inner: Any = converted(**context if "context" in name else {}).opened.model
+        chunk = None if "context" in name else C
+        opened = OpenedModel(inner, LetterTokenizer(), WindowConfig(30, 2), chunk)
         model = LocalModel(opened, name)
     elif name == "full-below-memory":
         model = converted(mixers=["full", "allmem"])

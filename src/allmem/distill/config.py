@@ -124,6 +124,10 @@ class DistillConfig:
     alpha_ratio: float = 10.0
     """Peak rate of alpha, as a multiple of that of the other weights: it starts at zero, and until
     it has left it nothing else gets much of a gradient."""
+    alpha_start: float = 0.0
+    """Where alpha starts in layers in which it is zero. A memory that holds what the window shows,
+    as those that write every token at once, is at zero first learned to be subtracted, and stays
+    there (``docs/arena.md``); at one it begins as loud as the attention."""
     weight_decay: float = 0.01
     warmup: float = 0.05
     """Share of a stage in which the rate rises."""
@@ -209,6 +213,8 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise AllMemError(f"{name} = {value} must lie between 0 and 1")
+        if not math.isfinite(self.alpha_start):
+            raise AllMemError(f"alpha_start = {self.alpha_start} must be finite")
         for name in ("weight_decay", "workers", "calibrate_steps"):
             if getattr(self, name) < 0:
                 raise AllMemError(f"{name} = {getattr(self, name)} must be 0 or more")

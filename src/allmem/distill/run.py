@@ -111,6 +111,7 @@ def distill(
     if on_compared is not None:
         on_compared("before", before)
     with training_weights(model):
+        _start_alphas(model, config.alpha_start)
         total = sum(span.steps for span in plan)
         done = 0
         for number, span in enumerate(plan, 1):
@@ -138,6 +139,14 @@ def distill(
     if on_compared is not None:
         on_compared("after", after)
     return Outcome(before, after, tokens, seconds)
+
+
+@torch.no_grad()
+def _start_alphas(model: AllMemForCausalLM, value: float) -> None:
+    """In layers that have not learned theirs. A run that goes on then reads its checkpoint."""
+    for mixed in model.mixers():
+        if mixed.memory is not None and not bool(mixed.alpha.any()):
+            mixed.alpha.fill_(value)
 
 
 def _check(model: AllMemForCausalLM, rows: Rows, config: DistillConfig) -> None:

@@ -14,6 +14,7 @@ import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from allmem.evaluation.feeding import PlainModel, Source, layer_bytes
+from allmem.mixers.layer import LayerMixer
 from allmem.opening import OpenedModel
 
 __all__ = ["Budget", "bytes_of_text", "free_bytes"]
@@ -82,15 +83,20 @@ def _of_converted(opened: OpenedModel, memory: bool) -> Callable[[int], int]:
     model, nowhere = opened.model, torch.device("meta")
     embeddings: Any = model.get_input_embeddings()
     mixers, dtype = model.mixers(), embeddings.weight.dtype
-    # Rings are as large from the start as they ever are, and as this reader's window is.
-    rings = sum(
-        mixed.attention.init_state(1, dtype, nowhere, opened.window).nbytes for mixed in mixers
-    )
-    before = sum(mixed.attention.state_bytes(0, dtype) for mixed in mixers)
+
+    def difference(mixed: LayerMixer) -> int:
+        """Between rings of this reader's window and of the model's own. They are as large from the
+        start as they ever are."""
+        state = mixed.init_state(1, dtype, nowhere, opened.window)
+        rings = [state.attention, state.context if memory else None]
+        own = mixed.attention.state_bytes(0, dtype)
+        return sum(ring.nbytes - own for ring in rings if ring is not None)
+
+    more = sum(difference(mixed) for mixed in mixers)
 
     def of_text(tokens: int) -> int:
         kept = (mixed if memory else mixed.attention for mixed in mixers)
-        return rings - before + sum(mixer.state_bytes(tokens, dtype) for mixer in kept)
+        return more + sum(mixer.state_bytes(tokens, dtype) for mixer in kept)
 
     return of_text
 
