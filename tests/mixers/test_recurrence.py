@@ -36,12 +36,18 @@ def inputs(dtype: torch.dtype = torch.float32, tokens: int = N) -> Inputs:
     }
 
 
-def ours(rule: str, decay: str | None, given: Inputs, block: int = 5) -> tuple[Tensor, Tensor]:
+def ours(
+    rule: str,
+    decay: str | None,
+    given: Inputs,
+    block: int = 5,
+    narrow: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
     q, k, v = given["q"] * D**-0.5, given["k"], given["v"]
     log_decay = given[decay] if decay else None
     if rule == "delta":
-        return delta_rule(q, k, v, given["rate"], log_decay, given["state"], block)
-    return linear_rule(q, k, v, log_decay, given["state"], block)
+        return delta_rule(q, k, v, given["rate"], log_decay, given["state"], block, narrow)
+    return linear_rule(q, k, v, log_decay, given["state"], block, narrow)
 
 
 def token_by_token(rule: str, decay: str | None, given: Inputs) -> tuple[Tensor, Tensor]:
@@ -63,7 +69,7 @@ def fla_linear(given: Inputs, decay: str | None) -> tuple[Tensor, Tensor]:
         run: Callable[..., Any] = naive("gla").naive_recurrent_gla
         y, state = run(q, k, v, gates, given["state"], output_final_state=True)
     else:
-        gates = given["head"].transpose(1, 2) if decay else torch.zeros(q.shape[:3])
+        gates = given["head"].transpose(1, 2) if decay else q.new_zeros(q.shape[:3])
         run = naive("simple_gla").naive_recurrent_simple_gla
         y, state = run(q, k, v, gates, initial_state=given["state"])
     return y.transpose(1, 2), state

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from allmem.layout import Layout
-from allmem.mixers.base import MemoryMixer
-from allmem.mixers.heads import Heads
+from allmem.mixers.heads import HeadMixer, Heads
 
 __all__ = ["inner_losses"]
 
@@ -25,10 +24,10 @@ def inner_losses(mixer: Any, loss: Callable[[Heads, Any], Tensor]) -> list[float
     """What the inner loss of a word is on average, before the text and after each eighth of it.
 
     Args:
-        mixer: at its starting values, in fp32, with a ``HeadShell`` as its ``shell``.
+        mixer: at its starting values, in fp32.
         loss: (keys and values of all words, the mixer's memory) -> [1, H, words].
     """
-    assert isinstance(mixer, MemoryMixer)
+    assert isinstance(mixer, HeadMixer)
     # Hidden states of real text share a large mean.
     size = mixer.shell.projections.hidden_size
     words = torch.randn(WORDS, size) + torch.randn(size)

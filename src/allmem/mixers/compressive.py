@@ -29,12 +29,11 @@ from torch import Tensor, nn
 
 from allmem.config import HeadOptions, KeyNorm, WriteScope, require_choice, require_positive
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.projections import AttentionWeights
 from allmem.memory.state import accumulation_dtype
-from allmem.mixers.base import MemoryMixer
-from allmem.mixers.heads import HeadShell
+from allmem.mixers.heads import HeadMixer, Heads, HeadState
 from allmem.mixers.registry import MemoryKind, register_memory
-from allmem.state import State, may_write
+from allmem.state import may_write
 
 __all__ = ["CompressiveMixer", "CompressiveOptions", "CompressiveState"]
 
@@ -76,7 +75,7 @@ class CompressiveOptions(HeadOptions):
 
 
 @dataclass
-class CompressiveState(State):
+class CompressiveState(HeadState):
     """What one sequence leaves behind."""
 
     keys: Tensor
@@ -90,8 +89,6 @@ class CompressiveState(State):
     """[R, H, dv]."""
     written: Tensor
     """[R] int64, tokens written so far."""
-    tails: dict[str, Tensor]
-    """Of the convolutions."""
 
 
 @dataclass(frozen=True)
@@ -128,31 +125,23 @@ class _Groups:
         )
 
 
-class CompressiveMixer(MemoryMixer):
-    """Attention to pooled keys and values.
+class CompressiveMixer(HeadMixer[CompressiveState]):
+    """Attention to pooled keys and values."""
 
-    Args:
-        hidden_size: D.
-        options: sizes left ``None`` follow the model.
-        attention: the attention beside it.
-    """
+    options: CompressiveOptions
 
     def __init__(
         self, hidden_size: int, options: CompressiveOptions, attention: AttentionWeights
     ) -> None:
-        super().__init__()
-        options = options.sized(hidden_size, attention.kv_heads)
-        self.options = options
-        self.shell = shell = HeadShell(hidden_size, options, attention)
-        self.reads_features = options.projections == "shared"
+        super().__init__(hidden_size, options, attention)
         if options.pool == "conv":
-            rate = options.rate
+            shell, rate = self.shell, options.rate
             self.pool_keys = nn.Parameter(torch.full((shell.heads, rate, shell.key_dim), 1 / rate))
             self.pool_values = nn.Parameter(
                 torch.full((shell.heads, rate, shell.value_dim), 1 / rate)
             )
 
-    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> CompressiveState:
+    def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> CompressiveState:
         shell, slots = self.shell, self.options.slots
         keys = torch.zeros(rows, shell.heads, slots, shell.key_dim, dtype=dtype, device=device)
         values = torch.zeros(rows, shell.heads, slots, shell.value_dim, dtype=dtype, device=device)
@@ -160,9 +149,7 @@ class CompressiveMixer(MemoryMixer):
         open_keys = torch.full((rows, shell.heads, shell.key_dim), self._nothing).to(device, wide)
         open_values = torch.full((rows, shell.heads, shell.value_dim), self._nothing)
         written = torch.zeros(rows, dtype=torch.int64, device=device)
-        return CompressiveState(
-            keys, values, open_keys, open_values.to(device, wide), written, shell.begin(rows, dtype)
-        )
+        return CompressiveState(keys, values, open_keys, open_values.to(device, wide), written)
 
     @property
     def _nothing(self) -> float:
@@ -172,35 +159,19 @@ class CompressiveMixer(MemoryMixer):
     def lag(self, layout: Layout) -> int:
         return self.options.rate - 1
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State,
-        layout: Layout,
-        features: Features | None = None,
-        written: Written | None = None,
+    def mix(
+        self, heads: Heads, state: CompressiveState, layout: Layout
     ) -> tuple[Tensor, CompressiveState]:
-        assert isinstance(state, CompressiveState)
-        heads = self.shell.inputs(x, state.tails, layout, features, written)
         keep = heads.keep if heads.keep is not None else layout.valid
         q = heads.q * self.shell.key_dim**-0.5
-        state = CompressiveState(
-            state.keys,
-            state.values,
-            state.open_keys,
-            state.open_values,
-            state.written,
-            heads.tails,
-        )
         pieces = []
-        with torch.autocast(x.device.type, enabled=False):
-            for first in range(0, x.shape[1], BLOCK):
-                now = slice(first, first + BLOCK)
-                read, state = self._block(
-                    q[:, :, now], heads.k[:, :, now], heads.v[:, :, now], keep[:, now], state
-                )
-                pieces.append(read)
-        return self.shell.output(torch.cat(pieces, 2), x, layout, features), state
+        for first in range(0, layout.slots, BLOCK):
+            now = slice(first, first + BLOCK)
+            read, state = self._block(
+                q[:, :, now], heads.k[:, :, now], heads.v[:, :, now], keep[:, now], state
+            )
+            pieces.append(read)
+        return torch.cat(pieces, 2), state
 
     def _block(
         self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, state: CompressiveState
@@ -222,7 +193,7 @@ class CompressiveMixer(MemoryMixer):
         )
         read = self._read(q, keys, values, groups, state)
         kept = self._keep(keys, values, groups, state)
-        return read, CompressiveState(*kept, open_keys, open_values, groups.written, state.tails)
+        return read, CompressiveState(*kept, open_keys, open_values, groups.written)
 
     def _pool(self, x: Tensor, groups: _Groups, begun: Tensor, taps: Tensor | None) -> Tensor:
         """x [R, H, N, d] to [R, H, G, d], the open group with what it had: [R, H, d]."""
@@ -287,31 +258,28 @@ class CompressiveMixer(MemoryMixer):
             )
         return kept[0], kept[1]
 
-    def carry(self, old: State, new: State) -> CompressiveState:
-        """The pairs; the open group and the convolutions begin anew."""
-        assert isinstance(old, CompressiveState)
-        assert isinstance(new, CompressiveState)
+    def carried(self, old: CompressiveState, new: CompressiveState) -> CompressiveState:
+        """The pairs; the open group begins anew."""
         written = old.written - old.written % self.options.rate
-        return CompressiveState(
-            old.keys, old.values, new.open_keys, new.open_values, written, new.tails
-        )
+        return CompressiveState(old.keys, old.values, new.open_keys, new.open_values, written)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         shell = self.shell
         pair = shell.heads * (shell.key_dim + shell.value_dim)
         group = pair * accumulation_dtype(dtype).itemsize
         count = torch.int64.itemsize
-        return self.options.slots * pair * dtype.itemsize + group + count + shell.tail_bytes(dtype)
+        own = self.options.slots * pair * dtype.itemsize + group + count
+        return own + super().state_bytes(tokens, dtype)
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
-        """Projections, and scores and weighted sums of the pairs that there are if every token is
-        written as it is read."""
+        """Scores and weighted sums of the pairs that there are if every token is written as it is
+        read."""
         shell, options = self.shell, self.options
         growing = min(tokens // options.rate, options.slots)
         # Token number t, counted from 1, sees min(t // c, M) pairs.
         pairs = growing * (tokens + 1) - options.rate * growing * (growing + 1) // 2
         return {
-            "memory projections": tokens * shell.projections.flops(),
+            **super().flops_by_part(tokens),
             "memory read": shell.heads * 2 * pairs * (shell.key_dim + shell.value_dim),
         }
 

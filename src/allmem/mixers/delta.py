@@ -79,7 +79,6 @@ class DeltaMixer(MatrixMixer):
     ) -> None:
         super().__init__(hidden_size, options, attention)
         self.forgets = options.decay
-        self.block = options.block
         heads = self.shell.heads
         self.rate = Rate(hidden_size, heads)
         if self.forgets == "none":
@@ -108,7 +107,8 @@ class DeltaMixer(MatrixMixer):
         rate = heads.kept(self.rate(heads.source).sigmoid().mT)
         decay = None if self.forgets == "none" else heads.kept(self._log_decay(heads.source))
         q = heads.q * self.shell.key_dim**-0.5
-        return delta_rule(q, heads.k, heads.v, rate, decay, matrix, self.block)
+        block, narrow = self.options.block, heads.source.dtype
+        return delta_rule(q, heads.k, heads.v, rate, decay, matrix, block, narrow)
 
     def _log_decay(self, source: Tensor) -> Tensor:
         """log a_t, [R, H, N] or [R, H, N, d]."""
@@ -121,7 +121,9 @@ class DeltaMixer(MatrixMixer):
         return multiplied(self.rate, *([] if self.forgets == "none" else [self.decay]))
 
     def rule_flops(self, tokens: int) -> int:
-        block = min(self.block, CHANNEL_BLOCK) if self.forgets == "channel" else self.block
+        block = self.options.block
+        if self.forgets == "channel":
+            block = min(block, CHANNEL_BLOCK)
         return block_flops(tokens, block, *self.matrix_shape, delta=True)
 
 

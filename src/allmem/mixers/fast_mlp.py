@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from allmem.memory.state import FastWeights, accumulation_dtype
@@ -70,6 +70,12 @@ class FastMLP:
             if self.bias:
                 found[f"b{layer}"] = (outputs, 1)
         return found
+
+    def starts(self, heads: int) -> nn.ParameterDict:
+        """Room for the learned starts of all weights, {name: [H, out, in]}; to be filled in."""
+        return nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(heads, *s)) for name, s in self.shapes().items()}
+        )
 
     def apply(self, h: Tensor, weights: FastWeights) -> Tensor:
         """[R, H, n, in] to [R, H, n, out], with the same weights for all."""

@@ -101,7 +101,7 @@ class GlaMixer(MatrixMixer):
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
         decay = heads.kept(self.decay(heads.source))
         q = heads.q * self.shell.key_dim**-0.5
-        return linear_rule(q, heads.k, heads.v, decay, matrix, self.block)
+        return linear_rule(q, heads.k, heads.v, decay, matrix, self.block, heads.source.dtype)
 
     def rate_weights(self) -> int:
         return multiplied(self.decay)

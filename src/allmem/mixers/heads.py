@@ -1,5 +1,6 @@
 """What stands around the rule of every memory but the paper's: projections that start from the
-attention's, convolutions, norms, output norm and gate.
+attention's, convolutions, norms, output norm and gate (``HeadShell``), and the mixer that they and
+a rule make together (``HeadMixer``).
 
     q, k, v = conv(W_q x), conv(W_k x), conv(W_v x)
     q, k, v = SiLU(q) / |q|, SiLU(k) / |k|, SiLU(v)
@@ -13,7 +14,9 @@ dv of values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +28,10 @@ from allmem.memory.convolution import Convolutions
 from allmem.memory.projections import AttentionWeights, Features, Projections, Written
 from allmem.memory.state import accumulation_dtype
 from allmem.memory.unit import HeadNorm, unit_length
+from allmem.mixers.base import MemoryMixer
+from allmem.state import State
 
-__all__ = ["Heads", "HeadShell"]
+__all__ = ["HeadMixer", "HeadShell", "HeadState", "Heads"]
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,8 @@ class HeadShell(nn.Module):
         """Queries of what is read, keys and values of what is written.
 
         Args:
-            x: [R, N, D]; padding slots may hold anything.
+            x: [R, N, D], zero in padding slots.
         """
-        if not layout.full:
-            x = torch.where(layout.valid[..., None], x, 0)
         keep = None if layout.full else layout.valid
         source = x
         if written is not None:
@@ -141,17 +144,15 @@ class HeadShell(nn.Module):
         self,
         read: Tensor,
         x: Tensor,
-        layout: Layout,
         features: Features | None,
         scale: Tensor | None = None,
     ) -> Tensor:
         """What the rule read, [R, H, N, dv], back in the hidden size: [R, N, D].
 
         Args:
+            x: [R, N, D], zero in padding slots.
             scale: [H], what every head is multiplied by after its norm.
         """
-        if not layout.full:
-            x = torch.where(layout.valid[..., None], x, 0)
         read = self.o_norm(read.transpose(1, 2))
         if scale is not None:
             read = read * scale[:, None]
@@ -166,3 +167,89 @@ class HeadShell(nn.Module):
         """Bytes of one sequence's tails."""
         taps = max(self.options.conv - 1, 0)
         return taps * self.heads * (2 * self.key_dim + self.value_dim) * dtype.itemsize
+
+
+@dataclass
+class HeadState(State):
+    """What one sequence leaves behind; a subclass adds what its rule remembers."""
+
+    tails: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+    """Of the convolutions. ``HeadMixer`` keeps them: rules neither read nor set them."""
+
+
+AnyState = TypeVar("AnyState", bound=HeadState)
+
+
+class HeadMixer(MemoryMixer, Generic[AnyState]):
+    """A rule in its shell.
+
+    A subclass says what it remembers (``begin``, ``carried``) and what one call does with that
+    (``mix``), and adds to ``state_bytes`` and ``flops_by_part`` what it costs.
+
+    Args:
+        hidden_size: D.
+        options: sizes left ``None`` follow the model.
+        attention: the attention beside it.
+    """
+
+    options: HeadOptions
+    """With every size filled in."""
+
+    def __init__(self, hidden_size: int, options: HeadOptions, attention: AttentionWeights) -> None:
+        super().__init__()
+        self.options = options.sized(hidden_size, attention.kv_heads)
+        self.shell = HeadShell(hidden_size, self.options, attention)
+        self.reads_features = options.projections == "shared"
+
+    @abstractmethod
+    def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> AnyState:
+        """As ``init_state``, without tails."""
+
+    @abstractmethod
+    def mix(self, heads: Heads, state: AnyState, layout: Layout) -> tuple[Tensor, AnyState]:
+        """Write and read the tokens of one call; runs outside of autocast.
+
+        Returns:
+            What was read, [R, H, N, dv], and the state after the call, without tails.
+        """
+
+    def carried(self, old: AnyState, new: AnyState) -> AnyState:
+        """As ``carry``, but for the tails, which begin anew."""
+        return old
+
+    def output(self, read: Tensor, x: Tensor, features: Features | None) -> Tensor:
+        """As ``HeadShell.output``."""
+        return self.shell.output(read, x, features)
+
+    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> AnyState:
+        return replace(self.begin(rows, dtype, device), tails=self.shell.begin(rows, dtype))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State,
+        layout: Layout,
+        features: Features | None = None,
+        written: Written | None = None,
+    ) -> tuple[Tensor, AnyState]:
+        before = cast("AnyState", state)
+        # Padding may hold anything; from here on it holds zeros.
+        if not layout.full:
+            x = torch.where(layout.valid[..., None], x, 0)
+        heads = self.shell.inputs(x, before.tails, layout, features, written)
+        # Autocast would do the sums of the rule in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            read, after = self.mix(heads, before, layout)
+        return self.output(read, x, features), replace(after, tails=heads.tails)
+
+    def carry(self, old: State, new: State) -> AnyState:
+        begun = cast("AnyState", new)
+        return replace(self.carried(cast("AnyState", old), begun), tails=begun.tails)
+
+    def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        """Of the tails; a subclass adds its own."""
+        return self.shell.tail_bytes(dtype)
+
+    def flops_by_part(self, tokens: int) -> dict[str, int]:
+        """Of the projections; a subclass adds its own."""
+        return {"memory projections": tokens * self.shell.projections.flops()}

@@ -27,11 +27,10 @@ from torch.nn import functional as F
 
 from allmem.config import HeadOptions, KeyNorm, require_choice, require_positive
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.projections import AttentionWeights, Features
 from allmem.memory.rounds import assemble, choose, take
 from allmem.memory.state import accumulation_dtype
-from allmem.mixers.base import MemoryMixer
-from allmem.mixers.heads import HeadShell
+from allmem.mixers.heads import HeadMixer, Heads, HeadState
 from allmem.mixers.registry import MemoryKind, register_memory
 from allmem.state import State
 
@@ -78,12 +77,10 @@ class InfiniMemory(State):
 
 
 @dataclass
-class InfiniState(State):
+class InfiniState(HeadState):
     """What one sequence leaves behind."""
 
     memory: InfiniMemory
-    tails: dict[str, Tensor]
-    """Of the convolutions."""
 
 
 def infini_rule(
@@ -134,80 +131,60 @@ def _mean(found: Tensor) -> Tensor:
     return found[..., :-1] / torch.where(total > 0, total, 1)
 
 
-class InfiniMixer(MemoryMixer):
-    """A matrix and a normaliser for each head, written once a chunk.
-
-    Args:
-        hidden_size: D.
-        options: sizes left ``None`` follow the model.
-        attention: the attention beside it.
-    """
+class InfiniMixer(HeadMixer[InfiniState]):
+    """A matrix and a normaliser for each head, written once a chunk."""
 
     # One number a head.
     keep_fp32 = ("head_gate",)
+    options: InfiniOptions
 
     def __init__(
         self, hidden_size: int, options: InfiniOptions, attention: AttentionWeights
     ) -> None:
-        super().__init__()
-        options = options.sized(hidden_size, attention.kv_heads)
-        self.options = options
-        self.shell = HeadShell(hidden_size, options, attention)
-        self.reads_features = options.projections == "shared"
+        super().__init__(hidden_size, options, attention)
         if options.head_gate:
             self.head_gate = nn.Parameter(torch.zeros(self.shell.heads))
 
-    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> InfiniState:
-        shell = self.shell
-        shape = (rows, shell.heads, shell.key_dim, shell.value_dim + 1)
+    def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> InfiniState:
+        shape = (rows, self.shell.heads, self.shell.key_dim, self.shell.value_dim + 1)
         matrix = torch.zeros(shape, dtype=accumulation_dtype(dtype), device=device)
-        return InfiniState(InfiniMemory(matrix, matrix.clone()), shell.begin(rows, dtype))
+        return InfiniState(InfiniMemory(matrix, matrix.clone()))
 
     def lag(self, layout: Layout) -> int:
         return layout.chunk or self.options.chunk
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State,
-        layout: Layout,
-        features: Features | None = None,
-        written: Written | None = None,
-    ) -> tuple[Tensor, InfiniState]:
-        assert isinstance(state, InfiniState)
-        heads = self.shell.inputs(x, state.tails, layout, features, written)
-        with torch.autocast(x.device.type, enabled=False):
-            read, memory = infini_rule(
-                F.elu(heads.q) + 1,
-                # s(0) = 1: a key of zeros would be written.
-                heads.kept(F.elu(heads.k) + 1),
-                heads.v,
-                state.memory,
-                layout,
-                layout.chunk or self.options.chunk,
-                self.options.update,
-            )
-        scale = self.head_gate.to(read.dtype).sigmoid() if self.options.head_gate else None
-        return self.shell.output(read, x, layout, features, scale), InfiniState(memory, heads.tails)
+    def mix(self, heads: Heads, state: InfiniState, layout: Layout) -> tuple[Tensor, InfiniState]:
+        read, memory = infini_rule(
+            F.elu(heads.q) + 1,
+            # s(0) = 1: a key of zeros would be written.
+            heads.kept(F.elu(heads.k) + 1),
+            heads.v,
+            state.memory,
+            layout,
+            layout.chunk or self.options.chunk,
+            self.options.update,
+        )
+        return read, InfiniState(memory)
 
-    def carry(self, old: State, new: State) -> InfiniState:
-        """The matrix; the open chunk and the convolutions begin anew."""
-        assert isinstance(old, InfiniState)
-        assert isinstance(new, InfiniState)
-        return InfiniState(InfiniMemory(old.memory.matrix, new.memory.written), new.tails)
+    def output(self, read: Tensor, x: Tensor, features: Features | None) -> Tensor:
+        scale = self.head_gate.to(read.dtype).sigmoid() if self.options.head_gate else None
+        return self.shell.output(read, x, features, scale)
+
+    def carried(self, old: InfiniState, new: InfiniState) -> InfiniState:
+        """The matrix; the open chunk begins anew."""
+        return InfiniState(InfiniMemory(old.memory.matrix, new.memory.written))
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
-        shell = self.shell
-        matrix = shell.heads * shell.key_dim * (shell.value_dim + 1)
-        return 2 * matrix * accumulation_dtype(dtype).itemsize + shell.tail_bytes(dtype)
+        matrix = self.shell.heads * self.shell.key_dim * (self.shell.value_dim + 1)
+        return 2 * matrix * accumulation_dtype(dtype).itemsize + super().state_bytes(tokens, dtype)
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
-        """Projections; one product with the matrix to read, one to write, and for the delta rule
-        one more to read what is known of a key."""
+        """One product with the matrix to read, one to write, and for the delta rule one more to
+        read what is known of a key."""
         shell = self.shell
         product = tokens * shell.heads * 2 * shell.key_dim * (shell.value_dim + 1)
         return {
-            "memory projections": tokens * shell.projections.flops(),
+            **super().flops_by_part(tokens),
             "memory read": product,
             "memory write": product * (2 if self.options.update == "delta" else 1),
         }

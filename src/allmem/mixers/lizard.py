@@ -110,7 +110,7 @@ class LizardMixer(MatrixMixer):
         q = _softmax_features(heads.q, self.q_features)
         v = torch.cat([heads.v, torch.ones_like(heads.v[..., :1])], -1)
         decay = heads.kept(self.decay(heads.source))
-        read, matrix = linear_rule(q, k, v, decay, matrix, self.block)
+        read, matrix = linear_rule(q, k, v, decay, matrix, self.block, heads.source.dtype)
         read = read[..., :-1] / (read[..., -1:] + MASS_EPS)
         if self.meta:
             read = read + self._meta_memory(heads.q)

@@ -64,7 +64,6 @@ class Mamba2Mixer(MatrixMixer):
         self, hidden_size: int, options: Mamba2Options, attention: AttentionWeights
     ) -> None:
         super().__init__(hidden_size, options, attention)
-        self.block = options.block
         heads = self.shell.heads
         self.step = Rate(hidden_size, heads)
         self.log_speed = nn.Parameter(torch.empty(heads))
@@ -83,7 +82,8 @@ class Mamba2Mixer(MatrixMixer):
         step = heads.kept(F.softplus(self.step(heads.source)).mT)  # [R, H, N]
         log_decay = -self.log_speed.to(step.dtype).exp()[:, None] * step
         k = heads.k * step[..., None]
-        read, matrix = linear_rule(heads.q, k, heads.v, log_decay, matrix, self.block)
+        block, narrow = self.options.block, heads.source.dtype
+        read, matrix = linear_rule(heads.q, k, heads.v, log_decay, matrix, block, narrow)
         if self.skip is not None:
             read = read + self.skip.to(read.dtype)[:, None, None] * heads.v
         return read, matrix
@@ -92,7 +92,7 @@ class Mamba2Mixer(MatrixMixer):
         return multiplied(self.step)
 
     def rule_flops(self, tokens: int) -> int:
-        return block_flops(tokens, self.block, *self.matrix_shape, delta=False)
+        return block_flops(tokens, self.options.block, *self.matrix_shape, delta=False)
 
 
 register_memory(MemoryKind("mamba2", Mamba2Options, Mamba2Mixer))

@@ -18,11 +18,8 @@ from torch.nn import functional as F
 
 from allmem.config import HeadOptions, require_positive
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Features, Written
 from allmem.memory.state import accumulation_dtype
-from allmem.mixers.base import MemoryMixer
-from allmem.mixers.heads import Heads, HeadShell
-from allmem.state import State
+from allmem.mixers.heads import HeadMixer, Heads, HeadState
 
 __all__ = [
     "AHN",
@@ -101,31 +98,17 @@ class MatrixOptions(HeadOptions):
 
 
 @dataclass
-class MatrixState(State):
+class MatrixState(HeadState):
     """What one sequence leaves behind."""
 
     matrix: Tensor
     """S, [R, H, d, dv], in the accumulation dtype."""
-    tails: dict[str, Tensor]
-    """Of the convolutions."""
 
 
-class MatrixMixer(MemoryMixer):
-    """A matrix for each head, behind the projections that all memories share.
+class MatrixMixer(HeadMixer[MatrixState]):
+    """A matrix for each head, behind the projections that all memories share."""
 
-    Args:
-        hidden_size: D.
-        options: sizes left ``None`` follow the model.
-        attention: the attention beside it.
-    """
-
-    def __init__(
-        self, hidden_size: int, options: MatrixOptions, attention: AttentionWeights
-    ) -> None:
-        super().__init__()
-        options = options.sized(hidden_size, attention.kv_heads)
-        self.shell = HeadShell(hidden_size, options, attention)
-        self.reads_features = options.projections == "shared"
+    options: MatrixOptions
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -151,40 +134,22 @@ class MatrixMixer(MemoryMixer):
     def rule_flops(self, tokens: int) -> int:
         """Of one head, for the first ``tokens`` tokens of a sequence."""
 
-    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> MatrixState:
+    def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> MatrixState:
         shape = (rows, self.shell.heads, *self.matrix_shape)
-        matrix = torch.zeros(shape, dtype=accumulation_dtype(dtype), device=device)
-        return MatrixState(matrix, self.shell.begin(rows, dtype))
+        return MatrixState(torch.zeros(shape, dtype=accumulation_dtype(dtype), device=device))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State,
-        layout: Layout,
-        features: Features | None = None,
-        written: Written | None = None,
-    ) -> tuple[Tensor, MatrixState]:
-        assert isinstance(state, MatrixState)
-        heads = self.shell.inputs(x, state.tails, layout, features, written)
-        with torch.autocast(x.device.type, enabled=False):
-            read, matrix = self.rule(heads, state.matrix)
-        y = self.shell.output(read, x, layout, features)
-        return y, MatrixState(matrix, heads.tails)
-
-    def carry(self, old: State, new: State) -> MatrixState:
-        """The matrix; the convolutions begin anew."""
-        assert isinstance(old, MatrixState)
-        assert isinstance(new, MatrixState)
-        return MatrixState(old.matrix, new.tails)
+    def mix(self, heads: Heads, state: MatrixState, layout: Layout) -> tuple[Tensor, MatrixState]:
+        read, matrix = self.rule(heads, state.matrix)
+        return read, MatrixState(matrix)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         rows, columns = self.matrix_shape
         matrix = self.shell.heads * rows * columns
-        return matrix * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
+        return matrix * accumulation_dtype(dtype).itemsize + super().state_bytes(tokens, dtype)
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         return {
-            "memory projections": tokens * self.shell.projections.flops(),
+            **super().flops_by_part(tokens),
             "memory rates": tokens * 2 * self.rate_weights(),
             "memory rule": self.shell.heads * self.rule_flops(tokens),
         }

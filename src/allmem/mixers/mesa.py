@@ -164,7 +164,6 @@ class MesaMixer(MatrixMixer):
 
     def __init__(self, hidden_size: int, options: MesaOptions, attention: AttentionWeights) -> None:
         super().__init__(hidden_size, options, attention)
-        self.block = options.block
         self.iterations = options.iterations if options.solver == "cg" else None
         heads = self.shell.heads
         self.rate = Rate(hidden_size, heads)
@@ -196,7 +195,7 @@ class MesaMixer(MatrixMixer):
             decay,
             ridge,
             matrix,
-            self.block,
+            self.options.block,
             self.iterations,
         )
 
@@ -206,9 +205,9 @@ class MesaMixer(MatrixMixer):
     def rule_flops(self, tokens: int) -> int:
         """Of a head: every product with H_t twice n^2 d within the block and n d^2 across; or, for
         the exact solver, n^2 d^2 for the matrices, the systems not counted."""
-        d, dv = self.shell.key_dim, self.shell.value_dim
-        blocks, rest = divmod(tokens, self.block)
-        pairs = blocks * self.block**2 + rest**2
+        d, dv, block = self.shell.key_dim, self.shell.value_dim, self.options.block
+        blocks, rest = divmod(tokens, block)
+        pairs = blocks * block**2 + rest**2
         read = pairs * (d + dv) + tokens * d * dv
         write = tokens * d * (d + dv)
         if self.iterations is None:

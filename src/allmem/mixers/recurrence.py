@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from allmem.mixers.kernels import delta_kernel, linear_kernel
+
 __all__ = ["Decay", "block_flops", "delta_rule", "linear_rule"]
 
 CHANNEL_BLOCK = 16
@@ -26,7 +28,13 @@ CHANNEL_BLOCK = 16
 
 
 def linear_rule(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, block: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    block: int,
+    narrow: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Linear attention with decay, as in GLA (a decay per channel) and Mamba-2 (one per head).
 
@@ -36,10 +44,15 @@ def linear_rule(
         log_decay: [R, H, N] or [R, H, N, d], at most 0 and down to -inf; ``None`` for no decay.
         state: S, [R, H, d, dv].
         block: n; it changes the speed, not the result.
+        narrow: the dtype of what q, k and v were computed from, in which kernels may compute if
+            ``allmem.mixers.kernels`` picks them; ``None`` if they may not.
 
     Returns:
         [R, H, N, dv] and the state after the tokens.
     """
+    found = linear_kernel(q, k, v, log_decay, state, narrow)
+    if found is not None:
+        return found
     pieces = []
     for now in _blocks(q.shape[2], block, log_decay):
         decay = Decay(None if log_decay is None else log_decay[:, :, now])
@@ -58,6 +71,7 @@ def delta_rule(
     log_decay: Tensor | None,
     state: Tensor,
     block: int,
+    narrow: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The delta rule: a token writes what the state did not already say of its key (Yang et al.
     2024, arXiv:2406.06484; with decay arXiv:2412.06464; per channel arXiv:2510.26692).
@@ -69,10 +83,15 @@ def delta_rule(
         log_decay: [R, H, N] or [R, H, N, d], at most 0 and down to -inf; ``None`` for no decay.
         state: S, [R, H, d, dv].
         block: n; it changes the speed, not the result.
+        narrow: the dtype of what q, k and v were computed from, in which kernels may compute if
+            ``allmem.mixers.kernels`` picks them; ``None`` if they may not.
 
     Returns:
         [R, H, N, dv] and the state after the tokens.
     """
+    found = delta_kernel(q, k, v, rate, log_decay, state, narrow)
+    if found is not None:
+        return found
     pieces = []
     for now in _blocks(q.shape[2], block, log_decay):
         decay = Decay(None if log_decay is None else log_decay[:, :, now])

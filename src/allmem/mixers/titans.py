@@ -29,21 +29,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from allmem.config import HeadOptions, require_positive
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.projections import AttentionWeights
 from allmem.memory.state import accumulation_dtype
 from allmem.memory.unit import Rate
-from allmem.mixers.base import MemoryMixer
 from allmem.mixers.fast_mlp import FastMLP, first_weights, zeros_like
-from allmem.mixers.heads import Heads, HeadShell
+from allmem.mixers.heads import HeadMixer, Heads, HeadState
 from allmem.mixers.registry import MemoryKind, register_memory
 from allmem.mixers.titans_rule import TitansMemory, TitansRates, titans_rule
-from allmem.state import State
 
 __all__ = ["TitansMixer", "TitansOptions", "TitansState"]
 
@@ -88,47 +86,31 @@ class TitansOptions(HeadOptions):
 
 
 @dataclass
-class TitansState(State):
+class TitansState(HeadState):
     """What one sequence leaves behind."""
 
     memory: TitansMemory
-    tails: dict[str, Tensor]
-    """Of the convolutions."""
 
 
-class TitansMixer(MemoryMixer):
-    """A network for each head, trained with momentum and forgetting on what it reads.
-
-    Args:
-        hidden_size: D.
-        options: sizes left ``None`` follow the model.
-        attention: the attention beside it.
-    """
+class TitansMixer(HeadMixer[TitansState]):
+    """A network for each head, trained with momentum and forgetting on what it reads."""
 
     # Small numbers whose rounding matters: rates and the start of the fast weights.
     keep_fp32 = ("theta", "eta", "alpha", "initial")
+    options: TitansOptions
 
     def __init__(
         self, hidden_size: int, options: TitansOptions, attention: AttentionWeights
     ) -> None:
-        super().__init__()
-        options = options.sized(hidden_size, attention.kv_heads)
-        self.options = options
-        self.shell = HeadShell(hidden_size, options, attention)
-        self.reads_features = options.projections == "shared"
+        super().__init__(hidden_size, options, attention)
         heads = self.shell.heads
-        assert options.width is not None
-        between = (options.width,) * (options.layers - 1)
+        assert self.options.width is not None
+        between = (self.options.width,) * (options.layers - 1)
         self.network = FastMLP((self.shell.key_dim, *between, self.shell.value_dim))
         self.theta = Rate(hidden_size, heads)
         self.eta = Rate(hidden_size, heads)
         self.alpha = Rate(hidden_size, heads)
-        self.initial = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.empty(heads, *shape))
-                for name, shape in self.network.shapes().items()
-            }
-        )
+        self.initial = self.network.starts(heads)
         self.reset_network()
 
     @torch.no_grad()
@@ -140,33 +122,22 @@ class TitansMixer(MemoryMixer):
         for weight in self.initial.values():
             weight.normal_(std=weight.shape[-1] ** -0.5)
 
-    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> TitansState:
+    def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> TitansState:
         weights = first_weights(dict(self.initial), rows, dtype)
-        memory = TitansMemory(weights, zeros_like(weights), dict(weights))
-        return TitansState(memory, self.shell.begin(rows, dtype))
+        return TitansState(TitansMemory(weights, zeros_like(weights), dict(weights)))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State,
-        layout: Layout,
-        features: Features | None = None,
-        written: Written | None = None,
-    ) -> tuple[Tensor, TitansState]:
-        assert isinstance(state, TitansState)
-        heads = self.shell.inputs(x, state.tails, layout, features, written)
-        with torch.autocast(x.device.type, enabled=False):
-            read, memory = titans_rule(
-                heads.q,
-                heads.k,
-                heads.v,
-                self.rates(heads),
-                self.network,
-                self.options.mini_batch,
-                state.memory,
-                layout,
-            )
-        return self.shell.output(read, x, layout, features), TitansState(memory, heads.tails)
+    def mix(self, heads: Heads, state: TitansState, layout: Layout) -> tuple[Tensor, TitansState]:
+        read, memory = titans_rule(
+            heads.q,
+            heads.k,
+            heads.v,
+            self.rates(heads),
+            self.network,
+            self.options.mini_batch,
+            state.memory,
+            layout,
+        )
+        return read, TitansState(memory)
 
     def rates(self, heads: Heads) -> TitansRates:
         """theta, eta and alpha of what is written."""
@@ -184,16 +155,14 @@ class TitansMixer(MemoryMixer):
             kept(torch.ones_like(theta)),
         )
 
-    def carry(self, old: State, new: State) -> TitansState:
-        """Weights and momentum; the mini-batch and the convolutions begin anew."""
-        assert isinstance(old, TitansState)
-        assert isinstance(new, TitansState)
+    def carried(self, old: TitansState, new: TitansState) -> TitansState:
+        """Weights and momentum; the mini-batch begins anew."""
         weights = old.memory.weights
-        return TitansState(TitansMemory(weights, old.memory.momentum, dict(weights)), new.tails)
+        return TitansState(TitansMemory(weights, old.memory.momentum, dict(weights)))
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         fast = sum(w.numel() for w in self.initial.values())
-        return 3 * fast * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
+        return 3 * fast * accumulation_dtype(dtype).itemsize + super().state_bytes(tokens, dtype)
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         """Of a mini-batch of n tokens, T E and T E_0 are 2 n^3 and 2 n^2; weights and momentum are
@@ -207,7 +176,7 @@ class TitansMixer(MemoryMixer):
         rates = sum(rate.weight.numel() for rate in (self.theta, self.eta, self.alpha))
         heads = self.shell.heads
         return {
-            "memory projections": tokens * self.shell.projections.flops(),
+            **super().flops_by_part(tokens),
             "memory rates": tokens * 2 * rates + heads * rule,
             "memory read": heads * read,
             "memory gradient": heads * write,

@@ -32,15 +32,13 @@ from torch import Tensor, nn
 from allmem.config import HeadOptions, KeyNorm, require_positive
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.projections import AttentionWeights
 from allmem.memory.state import accumulation_dtype
 from allmem.memory.unit import Rate
-from allmem.mixers.base import MemoryMixer
 from allmem.mixers.fast_mlp import FastMLP, first_weights, zeros_like
-from allmem.mixers.heads import HeadShell
+from allmem.mixers.heads import HeadMixer, Heads, HeadState
 from allmem.mixers.registry import MemoryKind, register_memory
 from allmem.mixers.ttt_rule import HeadLayerNorm, TTTMemory, ttt_rule
-from allmem.state import State
 
 __all__ = ["TTTMLPOptions", "TTTMixer", "TTTOptions", "TTTState"]
 
@@ -122,44 +120,29 @@ class TTTMLPOptions(TTTOptions):
 
 
 @dataclass
-class TTTState(State):
+class TTTState(HeadState):
     """What one sequence leaves behind."""
 
     memory: TTTMemory
-    tails: dict[str, Tensor]
-    """Of the convolutions."""
 
 
-class TTTMixer(MemoryMixer):
-    """A network for each head, trained by gradient descent on what it reads.
-
-    Args:
-        hidden_size: D.
-        options: sizes left ``None`` follow the model.
-        attention: the attention beside it.
-    """
+class TTTMixer(HeadMixer[TTTState]):
+    """A network for each head, trained by gradient descent on what it reads."""
 
     # Small numbers whose rounding matters: rates, LN and the start of the fast weights.
     keep_fp32 = ("rate", "token_scale", "norm_weight", "norm_bias", "initial")
+    options: TTTOptions
 
     def __init__(self, hidden_size: int, options: TTTOptions, attention: AttentionWeights) -> None:
-        super().__init__()
-        options = options.sized(hidden_size, attention.kv_heads)
-        self.options = options
-        self.shell = HeadShell(hidden_size, options, attention)
-        self.reads_features = options.projections == "shared"
+        super().__init__(hidden_size, options, attention)
         heads, size = self.shell.heads, self.shell.key_dim
-        self.network = FastMLP((size, *options.hidden_sizes, size), bias=True, gelu="tanh")
+        between = self.options.hidden_sizes
+        self.network = FastMLP((size, *between, size), bias=True, gelu="tanh")
         self.rate = Rate(hidden_size, heads)
         self.token_scale = nn.Parameter(torch.empty(options.mini_batch))
         self.norm_weight = nn.Parameter(torch.ones(heads, size))
         self.norm_bias = nn.Parameter(torch.zeros(heads, size))
-        self.initial = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.empty(heads, *shape))
-                for name, shape in self.network.shapes().items()
-            }
-        )
+        self.initial = self.network.starts(heads)
         self.reset_network()
 
     @torch.no_grad()
@@ -172,33 +155,20 @@ class TTTMixer(MemoryMixer):
             else:
                 weight.normal_(std=START_STD)
 
-    def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> TTTState:
+    def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> TTTState:
         weights = first_weights(dict(self.initial), rows, dtype)
-        return TTTState(TTTMemory(weights, zeros_like(weights)), self.shell.begin(rows, dtype))
+        return TTTState(TTTMemory(weights, zeros_like(weights)))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State,
-        layout: Layout,
-        features: Features | None = None,
-        written: Written | None = None,
-    ) -> tuple[Tensor, TTTState]:
-        assert isinstance(state, TTTState)
-        heads = self.shell.inputs(x, state.tails, layout, features, written)
-        with torch.autocast(x.device.type, enabled=False):
-            wide = heads.q.dtype
-            rate = self.options.base_lr / self.shell.key_dim * self.rate(heads.source).sigmoid()
-            rate = heads.kept(rate.to(wide).mT)[..., None]
-            norm = HeadLayerNorm(
-                self.norm_weight.to(wide)[:, None], self.norm_bias.to(wide)[:, None]
-            )
-            found, memory = ttt_rule(
-                heads.q, heads.k, heads.v, rate, self._token_scales(wide), norm,
-                self.network, state.memory, layout,
-            )  # fmt: skip
-            read = heads.q + norm(found)
-        return self.shell.output(read, x, layout, features), TTTState(memory, heads.tails)
+    def mix(self, heads: Heads, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
+        wide = heads.q.dtype
+        rate = self.options.base_lr / self.shell.key_dim * self.rate(heads.source).sigmoid()
+        rate = heads.kept(rate.to(wide).mT)[..., None]
+        norm = HeadLayerNorm(self.norm_weight.to(wide)[:, None], self.norm_bias.to(wide)[:, None])
+        found, memory = ttt_rule(
+            heads.q, heads.k, heads.v, rate, self._token_scales(wide), norm,
+            self.network, state.memory, layout,
+        )  # fmt: skip
+        return heads.q + norm(found), TTTState(memory)
 
     def _token_scales(self, dtype: torch.dtype) -> Tensor:
         """s, [mini-batch]."""
@@ -206,15 +176,13 @@ class TTTMixer(MemoryMixer):
         place = torch.arange(1, len(learned) + 1, dtype=dtype, device=learned.device)
         return (1 / place + learned).clamp_min(0)
 
-    def carry(self, old: State, new: State) -> TTTState:
-        """The fast weights; the open mini-batch and the convolutions begin anew."""
-        assert isinstance(old, TTTState)
-        assert isinstance(new, TTTState)
-        return TTTState(TTTMemory(old.memory.weights, new.memory.gradient), new.tails)
+    def carried(self, old: TTTState, new: TTTState) -> TTTState:
+        """The fast weights; the open mini-batch begins anew."""
+        return TTTState(TTTMemory(old.memory.weights, new.memory.gradient))
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         fast = sum(w.numel() for w in self.initial.values())
-        return 2 * fast * accumulation_dtype(dtype).itemsize + self.shell.tail_bytes(dtype)
+        return 2 * fast * accumulation_dtype(dtype).itemsize + super().state_bytes(tokens, dtype)
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         network, size = self.network, self.options.mini_batch
@@ -223,7 +191,7 @@ class TTTMixer(MemoryMixer):
         read = network.total_flops(tokens) + network.pair_flops(pairs)
         write = network.gradient_flops(tokens) + network.total_flops(tokens)
         return {
-            "memory projections": tokens * self.shell.projections.flops(),
+            **super().flops_by_part(tokens),
             "memory rates": tokens * 2 * self.rate.weight.numel(),
             "memory read": self.shell.heads * read,
             "memory gradient": self.shell.heads * write,

@@ -1,0 +1,51 @@
+"""What every memory with projections of its own lets choose, whatever its rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from allmem.config.options import Options, require_choice, require_positive
+from allmem.errors import AllMemError
+
+__all__ = ["KeyNorm", "ProjectionOptions", "Projections", "Start", "WriteScope"]
+
+Projections = Literal["full", "lowrank", "shared"]
+Start = Literal["attention", "random"]
+WriteScope = Literal["all", "evicted"]
+KeyNorm = Literal["l2", "rms", "none"]
+
+
+@dataclass(frozen=True)
+class ProjectionOptions(Options):
+    """What every memory lets choose about its projections, and about the tokens that it writes.
+
+    Raises:
+        AllMemError: on a value outside its range.
+    """
+
+    parameter_sizes: ClassVar[tuple[str, ...]] = ("rank",)
+
+    projections: Projections = "full"
+    """How q, k, v, gate and output are projected: trained full-rank matrices, trained products of
+    rank ``rank``, or the attention's own frozen q, k, v with a trained difference of rank
+    ``rank``."""
+    start: Start = "attention"
+    """Whether the projections start from the attention's weights or at random (an ablation)."""
+    rank: int = 32
+    """Rank of the ``lowrank`` and ``shared`` projections."""
+    write_scope: WriteScope = "all"
+    """Whether every token is written as it is read, or only once attention no longer sees it
+    (``evicted``, as in Artificial Hippocampus Networks; see ``allmem.mixers.evicted``)."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require_positive(name, rank=self.rank)
+        require_choice(name, "projections", self.projections, get_args(Projections))
+        require_choice(name, "start", self.start, get_args(Start))
+        require_choice(name, "write_scope", self.write_scope, get_args(WriteScope))
+        if self.write_scope == "evicted" and self.projections == "shared":
+            raise AllMemError(
+                f"{name}: write_scope = 'evicted' writes tokens that attention projected long ago, "
+                "so projections = 'shared' cannot be had with it; choose 'full' or 'lowrank'"
+            )

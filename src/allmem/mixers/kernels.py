@@ -1,0 +1,150 @@
+"""The one place that picks who computes a matrix-valued recurrence: our products, which run
+everywhere (``allmem.mixers.recurrence``), or the kernels of flash-linear-attention.
+
+The kernels take bf16 or fp16 on a CUDA device and keep the state in fp32. They are never picked by
+themselves, since their rounding is another: ``use_kernels("fla")``, or ALLMEM_KERNELS=fla in the
+environment, asks for them, and calls that they cannot compute stay with ours.
+
+Letters: R rows, H heads, N tokens, d size of keys, dv of values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from allmem.errors import AllMemError, unknown_name
+
+__all__ = ["KERNELS", "delta_kernel", "linear_kernel", "use_kernels"]
+
+KERNELS = ("torch", "fla")
+VARIABLE = "ALLMEM_KERNELS"
+NARROW = (torch.bfloat16, torch.float16)
+LARGEST = 256
+"""Of d and dv: what one tile of the kernels holds."""
+STRONGEST = -60.0
+"""The least logarithm of a decay that they are given, which leaves 1e-26: they subtract sums of
+logarithms, in which -inf would be NaN."""
+
+Kernel = Callable[..., tuple[Tensor, Tensor]]
+
+_forced: str | None = None
+
+
+@contextmanager
+def use_kernels(name: str) -> Iterator[None]:
+    """Who computes recurrences inside the block, in the whole process.
+
+    Raises:
+        AllMemError: if there are no such kernels, or they are not installed.
+    """
+    global _forced  # noqa: PLW0603 - a switch of the process, restored on exit
+    before, _forced = _forced, _known(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def linear_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    narrow: torch.dtype | None,
+) -> tuple[Tensor, Tensor] | None:
+    """``recurrence.linear_rule`` by a kernel; ``None`` if it is not to be, or cannot be.
+
+    Args:
+        q, k, v, log_decay, state: as there.
+        narrow: the dtype of what q, k and v were computed from; ``None`` for none.
+    """
+    if narrow is None or not _takes(q, v, narrow):
+        return None
+    if log_decay is None:
+        return _call(_kernel("simple_gla"), q, k, v, state, narrow)
+    decay = _decay(log_decay)
+    if decay.dim() == 4:
+        return _call(_kernel("gla"), q, k, v, state, narrow, g=decay)
+    return _call(_kernel("simple_gla"), q, k, v, state, narrow, g=decay)
+
+
+def delta_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rate: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    narrow: torch.dtype | None,
+) -> tuple[Tensor, Tensor] | None:
+    """``recurrence.delta_rule`` by a kernel; as ``linear_kernel``."""
+    if narrow is None or not _takes(q, v, narrow):
+        return None
+    beta = rate.transpose(1, 2).to(narrow)
+    if log_decay is None:
+        return _call(_kernel("delta_rule"), q, k, v, state, narrow, beta=beta)
+    decay = _decay(log_decay)
+    name = "kda" if decay.dim() == 4 else "gated_delta_rule"
+    return _call(_kernel(name), q, k, v, state, narrow, g=decay, beta=beta)
+
+
+def _known(name: str) -> str:
+    if name not in KERNELS:
+        raise AllMemError(unknown_name("kernels", name, KERNELS))
+    if name == "fla" and not (find_spec("fla") and find_spec("triton")):
+        raise AllMemError(
+            "the kernels 'fla' need flash-linear-attention and triton: pip install 'allmem[gpu]'"
+        )
+    return name
+
+
+def _takes(q: Tensor, v: Tensor, narrow: torch.dtype) -> bool:
+    chosen = _forced
+    if chosen is None and VARIABLE in os.environ:
+        chosen = _known(os.environ[VARIABLE])
+    return (
+        chosen == "fla"
+        and _on_gpu(q)
+        and narrow in NARROW
+        and q.shape[2] > 0
+        and max(q.shape[-1], v.shape[-1]) <= LARGEST
+    )
+
+
+def _on_gpu(q: Tensor) -> bool:
+    return q.is_cuda
+
+
+def _kernel(rule: str) -> Kernel:
+    kernel: Kernel = getattr(import_module(f"fla.ops.{rule}"), f"chunk_{rule}")
+    return kernel
+
+
+def _decay(log_decay: Tensor) -> Tensor:
+    """[R, N, H] or [R, N, H, d], fp32."""
+    return log_decay.float().clamp(min=STRONGEST).transpose(1, 2)
+
+
+def _call(
+    kernel: Kernel,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor,
+    narrow: torch.dtype,
+    **rates: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Theirs is [R, N, H, ...]; the factor on queries is in ours already."""
+    q, k, v = (t.transpose(1, 2).to(narrow) for t in (q, k, v))
+    read, after = kernel(
+        q, k, v, **rates, scale=1.0, initial_state=state.float(), output_final_state=True
+    )
+    return read.transpose(1, 2).to(state.dtype), after.to(state.dtype)
