@@ -74,9 +74,21 @@ def test_memories_can_take_part_writing_only_what_is_evicted() -> None:
         "ladder": None,
         "mine": {"mixer": "gla"},
     }
-    found = entrants_of(make_config("unused", entrants=entrants, include=["evicted"]))
+    sizes = {"window": 32, "chunk": 16}
+    found = entrants_of(make_config("unused", entrants=entrants, include=["evicted"], sizes=sizes))
     assert set(found) - set(entrants) == {"allmem, evicted", "gla, evicted"}
     assert found["allmem, evicted"].options == {**REFERENCE, "write_scope": "evicted"}
+
+
+def test_a_chunk_of_the_whole_window_is_written_when_it_leaves_anyway() -> None:
+    entrants = {"allmem": {"options": REFERENCE}, "gla": None}
+    sizes = {"window": 32, "chunk": 32}
+    found = entrants_of(make_config("unused", entrants=entrants, include=["evicted"], sizes=sizes))
+    assert set(found) - set(entrants) == {"gla, evicted"}
+    # Sinks are never written, so there it makes a difference.
+    sizes["sinks"] = 2
+    found = entrants_of(make_config("unused", entrants=entrants, include=["evicted"], sizes=sizes))
+    assert set(found) - set(entrants) == {"allmem, evicted", "gla, evicted"}
 
 
 def test_a_mixer_that_is_listed_under_another_name_is_not_listed_twice() -> None:

@@ -39,7 +39,7 @@ class TestGla(MixerConformance):
 
 @pytest.mark.parametrize("normaliser", [1.0, 16.0])
 def test_the_channels_of_every_head_start_between_slow_and_fast(normaliser: float) -> None:
-    mixer = small_memory("gla", normaliser=normaliser)
+    mixer = small_memory("gla", normaliser=normaliser, decay_start="tokens")
     assert isinstance(mixer, GlaMixer)
     log_decay = mixer.decay(torch.randn(2, 3, HIDDEN))
     assert log_decay.shape == (2, 2, 3, 6)

@@ -122,9 +122,9 @@ def test_the_layer_is_that_of_transformers(calls: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_it_starts_as_mamba2_does() -> None:
+def test_it_starts_as_mamba2_does_if_asked_to() -> None:
     torch.manual_seed(0)
-    mixer = mamba2(heads=2)
+    mixer = mamba2(heads=2, decay_start="tokens")
     steps = torch.cat([_restarted(mixer).step(torch.zeros(1, HIDDEN)) for _ in range(200)])
     steps = nn.functional.softplus(steps)
     assert 0.001 * 0.99 < float(steps.min()) < 0.002

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from allmem.config import WindowConfig
 from allmem.layout import Layout
+from allmem.memory.projections import AttentionWeights
 from allmem.mixers.base import Mixer
 from allmem.mixers.matrix import LowRankRate, MatrixState, spread_speeds
+from allmem.mixers.registry import memory_kind
 from allmem.state import State
 from tests.mixers.small import HIDDEN, small_memory
 
@@ -90,6 +93,31 @@ def test_a_new_text_begins_with_the_matrix_and_nothing_else(name: str) -> None:
 def test_speeds_are_spread_evenly_on_a_logarithmic_scale() -> None:
     torch.testing.assert_close(spread_speeds(3), torch.tensor([0.001, 0.01, 0.1]))
     torch.testing.assert_close(spread_speeds(1), torch.tensor([0.001]))
+    torch.testing.assert_close(spread_speeds(2, window=50), torch.tensor([1 / 1500, 1 / 50]))
+
+
+@pytest.mark.parametrize("start", ["window", "tokens"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "kda", "gla", "lizard", "mamba2", "mesa"])
+@torch.no_grad()
+def test_what_leaves_the_window_is_not_forgotten_at_the_start(name: str, start: str) -> None:
+    """One token is written, then nothing: how much of the matrix is left after W tokens."""
+    window = 512
+    kind = memory_kind(name)
+    assert kind is not None
+    options = kind.options(
+        {"decay_start": start, "conv": 0, "heads": 4, "key_dim": 8, "value_dim": 8}
+    )
+    mixer = kind.make(HIDDEN, options, AttentionWeights(4, 2, 8), WindowConfig(window))
+    x = torch.zeros(1, window, HIDDEN)
+    x[:, 0] = torch.randn(HIDDEN)
+    sizes = []
+    state = mixer.init_state(1, torch.float32, CPU)
+    for first, now in ((0, x[:, :1]), (1, x[:, 1:])):
+        _, state = mixer(now, state, Layout.dense(first, 1, now.shape[1], CPU))
+        # Without the column of Lizard's normaliser.
+        sizes.append(matrix_of(state)[0, ..., :8].flatten(1).norm(dim=-1))
+    left = float((sizes[1] / sizes[0]).min())
+    assert (left > 0.3) == (start == "window")
 
 
 def test_a_rate_of_low_rank_starts_at_its_bias_and_learns() -> None:

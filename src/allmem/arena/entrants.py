@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from allmem.arena.config import ArenaConfig, Entrant
+from allmem.arena.config import ArenaConfig, ArenaSizes, Entrant
 from allmem.errors import AllMemError, unknown_name
 from allmem.mixers.ablations import ABLATIONS
 from allmem.mixers.registry import memory_kind, mixer_names
@@ -28,7 +28,7 @@ def entrants_of(config: ArenaConfig) -> dict[str, Entrant]:
         free = [name for name in mixer_names() if name not in taken | BESIDE]
         found |= {name: Entrant() for name in free}
     if "evicted" in config.include:
-        found |= _evicted(found)
+        found |= _evicted(found, config.sizes)
     if "ablations" in config.include:
         taken = {entrant.ablation for entrant in found.values() if entrant.ablation}
         found |= {name: Entrant(ablation=name) for name in ABLATIONS if name not in taken}
@@ -44,9 +44,11 @@ def entrants_of(config: ArenaConfig) -> dict[str, Entrant]:
     return found
 
 
-def _evicted(entrants: dict[str, Entrant]) -> dict[str, Entrant]:
+def _evicted(entrants: dict[str, Entrant], sizes: ArenaSizes) -> dict[str, Entrant]:
     """Those that write every token, writing only what attention no longer sees; without those that
-    take part under a name of their own (AHN)."""
+    take part under a name of their own (AHN), and those whose chunk is all of the window, which
+    find nothing again before that."""
+    late = sizes.steps == sizes.window and not sizes.sinks
     kinds = {name: memory_kind(name) for name in mixer_names()}
     known = [(kind.build, kind.options({})) for kind in kinds.values() if kind is not None]
     found = {}
@@ -55,6 +57,8 @@ def _evicted(entrants: dict[str, Entrant]) -> dict[str, Entrant]:
         if kind is None or entrant != Entrant(options=entrant.options):
             continue
         if getattr(kind.options(entrant.options), "write_scope", "evicted") == "evicted":
+            continue
+        if late and hasattr(kind.config, "chunk"):
             continue
         options = {**entrant.options, "write_scope": "evicted"}
         if (kind.build, kind.options(options)) not in known:

@@ -25,6 +25,7 @@ from allmem.evaluation.rows import Run
 from allmem.evaluation.runner import evaluate
 from allmem.evaluation.scores import score_rows
 from allmem.evaluation.task import Setting, Task
+from allmem.mixers.compacting import CompactingMixer
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.opening import OpenedModel
 
@@ -57,7 +58,10 @@ def recall_figures(model: AllMemForCausalLM, arena: ArenaConfig, task: RecallTas
 def _grid(model: AllMemForCausalLM, arena: ArenaConfig) -> dict[str, Sizes]:
     """Other sizes for a model, by how the arena names them."""
     own = model.config.chunk
-    if model.config.window != arena.sizes.window:
+    attentions = [mixed.attention for mixed in model.mixers()]
+    # A cache whose slots were solved for keeps them whatever the window.
+    fixed = any(isinstance(a, CompactingMixer) and a.options.slots for a in attentions)
+    if fixed or model.config.window != arena.sizes.window:
         return {}
     named = {name: parse_sizes(name) for name in arena.evaluation.grid}
     return {

@@ -14,7 +14,7 @@ from allmem.arena.config import ArenaConfig
 from allmem.arena.figures import Figure
 from allmem.arena.jobs import EVALUATION, TRAINING, Job, write_job, write_json
 from allmem.arena.measuring import held_out_figures, reading_speed, recall_figures, task_figures
-from allmem.arena.recall import SEED_STRIDE, RecallRows
+from allmem.arena.recall import SEED_STRIDE, RecallRows, asked
 from allmem.data.stream import IGNORED
 from allmem.distill.calibrating import check_calibrates
 from allmem.distill.config import DistillConfig
@@ -22,7 +22,7 @@ from allmem.distill.launch import read_rows
 from allmem.distill.matching import has_unit
 from allmem.distill.progress import Step
 from allmem.distill.recipe import DataSource
-from allmem.distill.rows import Row, Rows
+from allmem.distill.rows import Row, Rows, digest
 from allmem.distill.run import distill
 from allmem.distill.trainer import ADAPTER, DivergedError
 from allmem.errors import AllMemError, first_line
@@ -93,6 +93,7 @@ def run_job(job: Job, on_step: Callable[[Step], None] | None = None) -> None:
             folder / EVALUATION,
             {
                 "identity": job.evaluation_identity(),
+                "asked": _asked(job, judged),
                 "figures": [figure.to_dict() for figure in figures],
                 "pace": reading_speed(opened.model, job.length),
             },
@@ -223,6 +224,14 @@ def _calibrates(model: AllMemForCausalLM) -> bool:
     except AllMemError:
         return False
     return True
+
+
+def _asked(job: Job, judged: Judged) -> str:
+    """What decides which questions were asked, but for those of ``evaluation.tasks``."""
+    if job.arena.recall is not None:
+        ids, answers = asked(job.arena.recall, job.arena.evaluation.sequences)
+        return digest([{"input_ids": ids, "labels": answers}])
+    return ", ".join(f"{kind} {digest(rows)}" for kind, rows in judged.items())
 
 
 def _figures(job: Job, opened: OpenedModel, judged: Judged) -> list[Figure]:

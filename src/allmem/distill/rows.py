@@ -9,7 +9,8 @@ Letters: T tokens of a row, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,13 +37,14 @@ __all__ = [
     "TextRows",
     "absorb_padding",
     "counted",
+    "digest",
     "held_out_rows",
     "own_sizes",
     "plain_row",
 ]
 
 MEASURED_ROWS = 64
-"""Made rows whose lengths stand for all."""
+"""Made rows whose lengths, and whose text, stand for all."""
 
 Row = dict[str, Tensor]
 """``input_ids``, ``labels`` (the token where it is learned, else ``IGNORED``; not shifted) and
@@ -64,6 +66,14 @@ class Rows(Protocol):
     def fingerprint(self) -> str:
         """A short hash of everything that decides which row is which."""
         ...
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """A short hash of what rows say and what of it is learned."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(row["input_ids"].numpy().tobytes() + row["labels"].numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def plain_row(ids: Tensor) -> Row:
@@ -123,7 +133,7 @@ class ListRows:
             number += world
 
     def fingerprint(self) -> str:
-        return f"{self.name} {len(self.rows)} rows, {self.mean} tokens, seed {self.seed}"
+        return f"{self.name} {len(self.rows)} rows, {digest(self.rows)}, seed {self.seed}"
 
 
 class FolderRows:
@@ -169,8 +179,10 @@ class FactRows:
     def __init__(self, writer: FactWriter) -> None:
         self.writer = writer
         self.longest = writer.longest
-        lengths = [len(writer.row(i)["input_ids"]) for i in range(MEASURED_ROWS)]
-        self.mean = sum(lengths) / len(lengths)
+        rows = [writer.row(i) for i in range(MEASURED_ROWS)]
+        self.mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
+        # The prose between the facts is a file's, which may be another one tomorrow.
+        self.digest = digest(rows)
 
     def read(self, first: int, rank: int = 0, world: int = 1) -> Iterator[Row]:
         number = first + rank
@@ -180,7 +192,7 @@ class FactRows:
 
     def fingerprint(self) -> str:
         writer = self.writer
-        return f"{writer.facts} beyond {writer.window}, seed {writer.seed}"
+        return f"{writer.facts} beyond {writer.window}, {self.digest}, seed {writer.seed}"
 
 
 def absorb_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:

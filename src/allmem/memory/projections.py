@@ -38,6 +38,8 @@ class AttentionWeights:
     k: Tensor | None = None  # [K E, D]
     v: Tensor | None = None  # [K E, D]
     o: Tensor | None = None  # [D, Q E]
+    window: int | None = None
+    """W, where it is a window's: what a memory forgets sooner is of no use beside it."""
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,9 @@ class DeltaMixer(MatrixMixer):
         of each head."""
         heads = self.shell.heads
         if self.forgets == "channel":
-            speeds = spread_speeds(self.shell.key_dim).repeat(heads)
+            speeds = spread_speeds(self.shell.key_dim, self.decay_window).repeat(heads)
         else:
-            speeds = spread_speeds(heads)
+            speeds = spread_speeds(heads, self.decay_window)
         # The inverse of softplus.
         self.decay.bias.copy_(speeds.expm1().log())
 

@@ -42,16 +42,23 @@ class ChannelDecay(LowRankRate):
     Args:
         heads, channels: H, and how many decays each has.
         normaliser: what the logarithm is divided by, so that weak decays are easy to learn.
+        window: see ``spread_speeds``.
     """
 
     def __init__(
-        self, hidden_size: int, heads: int, channels: int, rank: int, normaliser: float
+        self,
+        hidden_size: int,
+        heads: int,
+        channels: int,
+        rank: int,
+        normaliser: float,
+        window: int | None,
     ) -> None:
         super().__init__(hidden_size, heads * channels, rank)
         self.heads, self.normaliser = heads, normaliser
         with torch.no_grad():
             # log sigmoid(c) = -softplus(-c)
-            start = -(spread_speeds(channels) * normaliser).expm1().log()
+            start = -(spread_speeds(channels, window) * normaliser).expm1().log()
             self.bias.copy_(start.repeat(heads))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +102,12 @@ class GlaMixer(MatrixMixer):
         self.block = min(options.block, CHANNEL_BLOCK)
         heads, channels = self.shell.heads, self.shell.key_dim
         self.decay = ChannelDecay(
-            hidden_size, heads, channels, options.decay_rank, options.normaliser
+            hidden_size,
+            heads,
+            channels,
+            options.decay_rank,
+            options.normaliser,
+            self.decay_window,
         )
 
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class LizardMixer(MatrixMixer):
         self.features = options.features or key_dim
         self.block = min(options.block, CHANNEL_BLOCK)
         self.decay = ChannelDecay(
-            hidden_size, heads, 2 * self.features, options.decay_rank, normaliser=1.0
+            hidden_size, heads, 2 * self.features, options.decay_rank, 1.0, self.decay_window
         )
         # As Hedgehog, at the identity.
         start = torch.eye(key_dim, self.features).repeat(heads, 1, 1)

@@ -5,8 +5,9 @@
 
 with C, B and x where the other memories have q, k and v, which therefore start from the attention's
 weights as in Mamba in the Llama (Wang et al. 2024, arXiv:2408.15237). A, c and D are one number for
-each head and start as in Mamba-2. Every head has a B and a C of its own, the convolution has no
-bias, and the output norm stands before the gate, head by head; in Mamba-2 it stands behind it.
+each head; c and D start as in Mamba-2, A such that heads forget in 1 to 30 windows. Every head has
+a B and a C of its own, the convolution has no bias, and the output norm stands before the gate,
+head by head; in Mamba-2 it stands behind it.
 
 The skip D x_t is of the token that is written with the query. With ``write_scope = evicted`` that
 is the one that just left the window, and nothing where none did: so a memory always is the function
@@ -27,7 +28,13 @@ from allmem.config import KeyNorm
 from allmem.memory.projections import AttentionWeights
 from allmem.memory.unit import Rate
 from allmem.mixers.heads import Heads
-from allmem.mixers.matrix import AHN, MatrixMixer, MatrixOptions, multiplied
+from allmem.mixers.matrix import (
+    AHN,
+    MatrixMixer,
+    MatrixOptions,
+    multiplied,
+    spread_speeds,
+)
 from allmem.mixers.recurrence import block_flops, linear_rule
 from allmem.mixers.registry import MemoryKind, register_memory
 
@@ -36,7 +43,8 @@ __all__ = ["Mamba2Mixer", "Mamba2Options"]
 SHORTEST, LONGEST = 0.001, 0.1
 """Time steps start log-uniform between these."""
 SPEEDS = (1.0, 16.0)
-"""exp(A) starts uniform between these."""
+"""exp(A) starts uniform between these if decays are to start as in Mamba-2: beside a window of 4096
+every head has then forgotten what leaves it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,11 @@ class Mamba2Mixer(MatrixMixer):
         steps = SHORTEST * (LONGEST / SHORTEST) ** torch.rand(self.shell.heads)
         # The inverse of softplus.
         self.step.bias.copy_(steps.expm1().log())
-        self.log_speed.uniform_(*SPEEDS).log_()
+        if self.decay_window is None:
+            self.log_speed.uniform_(*SPEEDS).log_()
+        else:
+            # exp(A) dt is what a head forgets in a token.
+            self.log_speed.copy_((spread_speeds(len(steps), self.decay_window) / steps).log())
 
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
         step = heads.kept(F.softplus(self.step(heads.source)).mT)  # [R, H, N]

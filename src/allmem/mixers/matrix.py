@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from allmem.config import HeadOptions, require_positive
+from allmem.config import HeadOptions, require_choice, require_positive
 from allmem.layout import Layout
+from allmem.memory.projections import AttentionWeights
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.heads import HeadMixer, Heads, HeadState
 
@@ -31,9 +32,12 @@ __all__ = [
     "spread_speeds",
 ]
 
-SLOWEST, FASTEST = 0.001, 0.1
-"""Where decays start: spread between exp(-SLOWEST) and exp(-FASTEST), as the time steps of
-Mamba-2."""
+FASTEST, SLOWEST = 10, 1000
+"""Tokens in which heads forget to 1/e, as the time steps of Mamba-2 are spread."""
+WINDOWS = 30
+"""Windows in which the slowest does, where the fastest takes one."""
+
+DecayStart = Literal["window", "tokens"]
 
 AHN: dict[str, Any] = {
     "write_scope": "evicted",
@@ -52,9 +56,14 @@ head and their output projection one small matrix for each; here both are the sh
 """
 
 
-def spread_speeds(count: int) -> Tensor:
-    """-log of the decays at the start, [count]: from slow to fast on a logarithmic scale."""
-    return torch.logspace(0, 1, count, base=FASTEST / SLOWEST) * SLOWEST
+def spread_speeds(count: int, window: int | None = None) -> Tensor:
+    """-log of the decays at the start, [count]: from slow to fast on a logarithmic scale.
+
+    Args:
+        window: W, if decays are spread over windows and not over fixed numbers of tokens.
+    """
+    fastest, slowest = (FASTEST, SLOWEST) if window is None else (window, WINDOWS * window)
+    return torch.logspace(0, 1, count, base=slowest / fastest) / slowest
 
 
 class LowRankRate(nn.Module):
@@ -91,10 +100,14 @@ class MatrixOptions(HeadOptions):
     block: int = 64
     """Tokens that are computed together; at most 16 where channels decay. It changes the speed, not
     the result."""
+    decay_start: DecayStart = "window"
+    """Over what the decays of a memory that forgets are spread at the start: 1 to 30 windows, since
+    what is forgotten within the window is of no use beside it, or the tokens of the original."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(type(self).__name__, block=self.block)
+        require_choice(type(self).__name__, "decay_start", self.decay_start, get_args(DecayStart))
 
 
 @dataclass
@@ -109,6 +122,12 @@ class MatrixMixer(HeadMixer[MatrixState]):
     """A matrix for each head, behind the projections that all memories share."""
 
     options: MatrixOptions
+
+    def __init__(
+        self, hidden_size: int, options: MatrixOptions, attention: AttentionWeights
+    ) -> None:
+        super().__init__(hidden_size, options, attention)
+        self.decay_window = attention.window if options.decay_start == "window" else None
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

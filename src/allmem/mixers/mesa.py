@@ -175,7 +175,8 @@ class MesaMixer(MatrixMixer):
     def reset_rates(self) -> None:
         """At the start all tokens are written alike, and decays are spread over the heads."""
         # log sigmoid(c) = -s
-        self.decay.bias.copy_(-spread_speeds(self.shell.heads).expm1().log())
+        speeds = spread_speeds(self.shell.heads, self.decay_window)
+        self.decay.bias.copy_(-speeds.expm1().log())
         first = torch.full_like(self.ridge, FIRST_RIDGE - SMALLEST_RIDGE, dtype=torch.float32)
         self.ridge.copy_(first.expm1().log())
 

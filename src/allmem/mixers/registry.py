@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -64,11 +65,12 @@ class MemoryKind:
         Args:
             hidden_size: D.
             options: from ``options``.
-            window: of the attention beside it, for memories that write what leaves it.
+            window: of the attention beside it.
 
         Raises:
             AllMemError: if sizes do not fit, or the memory cannot write what leaves the window.
         """
+        attention = dataclasses.replace(attention, window=window.window)
         mixer = self.build(hidden_size, options, attention)
         if getattr(options, "write_scope", "all") == "evicted":
             if not isinstance(mixer, MemoryMixer):
