@@ -70,6 +70,8 @@ def test_place_proposes_layers(run: Any, base: str, story: str, tmp_path: Path) 
         (["--keep", "1", "--facts", "--text", "x"], "name one of them"),
         (["--keep", "1", "--text", "no-such.txt"], "there is no file no-such.txt"),
         (["--keep", "1", "--length", "9"], "does not reach beyond"),
+        (["--keep", "1", "--facts", "--length", "99"], "--length 99: rows of facts are as long"),
+        (["--keep", "1", "--json", "nowhere/x.json"], "there is no folder nowhere"),
     ],
 )
 def test_bad_places_are_refused_in_a_line(

@@ -113,6 +113,13 @@ def command(
     share_cores()
     if text and facts:
         raise AllMemError("--text and --facts: name one of them")
+    if facts and length is not None:
+        raise AllMemError(
+            f"--length {length}: rows of facts are as long as the window asks for; leave it out, or "
+            "read --text"
+        )
+    if table is not None and not table.parent.is_dir():
+        raise AllMemError(f"--json {table}: there is no folder {table.parent}")
     with terminal.working(f"loading {model}"):
         from allmem.placing import fact_rows, open_converted, pattern_of, place, text_rows
 
@@ -129,13 +136,6 @@ def command(
         )
     layers = opened.model.config.layer_names
     pattern = pattern_of(len(layers), found.memories)
-    if table is not None:
-        from allmem.files import atomic_path
-
-        sizes = {"window": own, "sinks": opened.model.config.sinks, "mixer": mixer}
-        values = {"model": model, **sizes, "facts": facts, **dataclasses.asdict(found)}
-        with atomic_path(table) as part:
-            part.write_text(json.dumps({**values, "mixers": pattern}, indent=1) + "\n")
     out = terminal.console()
     out.print(
         f"{model}: window {count(own)}, sinks {count(opened.model.config.sinks)}; "
@@ -153,6 +153,13 @@ def command(
     options = f"--window {own} --sinks {sinks} --mixers '{pattern}'"
     options += f" --keep-full {kept}" if kept else ""
     out.print(f"\nallmem convert {model} OUTPUT {options}", markup=False, soft_wrap=True)
+    if table is not None:
+        from allmem.files import atomic_path
+
+        sizes = {"window": own, "sinks": opened.model.config.sinks, "mixer": mixer}
+        values = {"model": model, **sizes, "facts": facts, **dataclasses.asdict(found)}
+        with atomic_path(table) as part:
+            part.write_text(json.dumps({**values, "mixers": pattern}, indent=1) + "\n")
 
 
 def _describe(now: tuple[int, int, str]) -> str:
