@@ -115,8 +115,8 @@ def command(
         raise AllMemError("--text and --facts: name one of them")
     if facts and length is not None:
         raise AllMemError(
-            f"--length {length}: rows of facts are as long as the window asks for; leave it out, or "
-            "read --text"
+            f"--length {length}: rows of facts are as long as the window asks for; leave it "
+            "out, or read --text"
         )
     if table is not None and not table.parent.is_dir():
         raise AllMemError(f"--json {table}: there is no folder {table.parent}")
