@@ -13,14 +13,13 @@ Letters: R rows, N slots of a call, D hidden size, H heads, d head size, n token
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from allmem.config import Options, require_positive
 from allmem.layout import Layout
 from allmem.memory.projections import AttentionWeights, Features
 from allmem.mixers import Capabilities, MemoryKind, Mixer, register_memory
@@ -28,18 +27,14 @@ from allmem.state import State
 
 
 @dataclass(frozen=True)
-class MineConfig:
+class MineConfig(Options):
     """What a user may choose; ``mixer_options={"mine": {...}}`` in ``allmem.convert``."""
 
     block: int = 64
     """Tokens that are computed together. It changes the speed, not the result."""
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def __post_init__(self) -> None:
+        require_positive("MineConfig", block=self.block)
 
 
 @dataclass

@@ -7,15 +7,16 @@ and what instead. Plain Python on purpose: nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from allmem.errors import AllMemError, unknown_name
 
-__all__ = ["build_from", "check_positive", "override", "read_yaml"]
+__all__ = ["build_from", "check_positive", "misfit", "override", "read_yaml"]
 
 Config = TypeVar("Config")
 
@@ -36,8 +37,8 @@ def build_from(cls: type[Config], values: Any, where: str) -> Config:
     for key, value in values.items():
         if key not in names:
             raise AllMemError(f"{where}: {unknown_name('key', str(key), names)}")
-        if not _fits(value, hints[key]):
-            raise AllMemError(f"{where}: {key} = {value!r} must be {_spoken(hints[key])}")
+        if wrong := misfit(key, value, hints[key]):
+            raise AllMemError(f"{where}: {wrong}")
     needed = [
         f.name
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -53,6 +54,23 @@ def build_from(cls: type[Config], values: Any, where: str) -> Config:
         return cls(**built)
     except AllMemError as error:
         raise AllMemError(f"{where}: {error}") from None
+
+
+def misfit(name: str, value: Any, hint: Any) -> str | None:
+    """What is wrong with a key's value, in words; ``None`` if it is of the type ``hint``.
+
+    Of a list, and of keys and values, the first that does not fit is named. Types that no file can
+    hold are not checked.
+    """
+    if _fits(value, hint):
+        return None
+    for part, inner, kind in _inside(name, value, hint):
+        if wrong := misfit(part, inner, kind):
+            return wrong
+    choices = [c for kind in _kinds(hint) if get_origin(kind) is Literal for c in get_args(kind)]
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0.5)
+    hinted = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name} = {value!r} must be {_spoken(hint)}{hinted}"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -124,8 +142,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _built(value: Any, hint: Any, where: str) -> Any:
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    nested = next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
     if nested is not None and isinstance(value, dict):
         assert isinstance(nested, type)
         return build_from(nested, value, where)
@@ -147,17 +164,35 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint)
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+        inside = isinstance(value, list | tuple)
+        return inside and all(_fits(v, kind) for _, v, kind in _inside("", value, hint))
     if origin is dict:
-        kind = get_args(hint)[1]
-        return isinstance(value, dict) and all(_fits(v, kind) for v in value.values())
+        inside = isinstance(value, dict)
+        return inside and all(_fits(v, kind) for _, v, kind in _inside("", value, hint))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if dataclasses.is_dataclass(hint):
         return isinstance(value, dict | hint)
-    return isinstance(value, hint)
+    return hint not in (str, bool, types.NoneType) or isinstance(value, hint)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of which a value needs only one."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _inside(name: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What a list, or keys and values, hold: what each is called, the value, and its type."""
+    for kind in _kinds(hint):
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            items, *rest = get_args(kind)
+            for item in value if rest == [...] else ():
+                yield f"{name} entry", item, items
+        if get_origin(kind) is dict and isinstance(value, dict):
+            for key, item in value.items():
+                yield f"{name}: {key}", item, get_args(kind)[1]
 
 
 def _spoken(hint: Any) -> str:

@@ -74,7 +74,7 @@ def test_a_recipe_written_out_is_the_same_recipe() -> None:
         (["trainin.lr=1"], r"unknown key 'trainin'.*training"),
         (["training.objective.divergance=jsd"], r"objective: unknown key.*divergence"),
         (["training.lr=fast"], r"training: lr = 'fast' must be a number"),
-        (["training.stage=sove"], r"stage = 'sove' must be one of .*'solve'"),
+        (["training.stage=sove"], r"stage = 'sove' must be one of .*; did you mean 'solve'"),
         (["training.steps.a=1"], r"steps is 3, with nothing inside"),
         (["training.lr"], r"'training.lr': expected key=value"),
         (["training.tokens=5"], r"give one of the three"),

@@ -110,6 +110,19 @@ def test_a_model_is_converted_with_it(tmp_path: Path) -> None:
         assert torch.equal(adapted(ids).logits, logits)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"blok": 3}, "unknown MineConfig key 'blok'; did you mean 'block'"),
+        ({"block": "a"}, "MineConfig: block = 'a' must be a whole number"),
+        ({"block": 0}, "MineConfig: block = 0 must be a positive whole number"),
+    ],
+)
+def test_its_options_are_refused_in_one_line(values: dict[str, object], said: str) -> None:
+    with pytest.raises(allmem.AllMemError, match=said):
+        allmem.convert(make_base(61), window=16, mixers="mine", mixer_options={"mine": values})
+
+
 def test_it_starts_from_the_attention_beside_it() -> None:
     base = make_base(61)
     attention = base.model.layers[0].self_attn

@@ -211,5 +211,88 @@ def test_the_suite_catches_a_severed_gradient() -> None:
     assert "gradients equal finite differences" in _failed(lambda: _Broken(lambda x: x.detach()))
 
 
+class _Raising(AllMemMixer):
+    """Raises where ``refuses`` says so, as a mixer that somebody else wrote may."""
+
+    def __init__(self, refuses: Callable[[Tensor, Layout], bool]) -> None:
+        torch.manual_seed(1)
+        super().__init__(HIDDEN, MemoryConfig(chunk=5), AttentionWeights(4, 2, 8))
+        self.refuses = refuses
+
+    def forward(self, x: Tensor, state: Any, layout: Layout, features: Any = None) -> Any:
+        if self.refuses(x, layout):
+            raise NotImplementedError("not yet")
+        return super().forward(x, state, layout, features)
+
+
+def _messages(make: Callable[[], Mixer]) -> dict[str, str]:
+    return {f.property: f.message for f in check_conformance(make, HIDDEN)}
+
+
+def test_a_mixer_that_raises_is_told_with_the_example() -> None:
+    found = _messages(lambda: _Raising(lambda x, layout: x.shape[1] == 5))
+    raised = "raised NotImplementedError: not yet"
+    name = "splitting a text changes nothing"
+    assert found[name] == f"[2, 5] tokens read after 0: {raised}"
+    # Of the properties that read no five tokens at once, none is broken by it.
+    assert "forks are independent and bit identical" not in found
+
+
+def test_a_mixer_without_padding_is_told_the_smallest_rows_that_it_cannot_read() -> None:
+    found = _messages(lambda: _Raising(lambda x, layout: len(set(layout.lengths.tolist())) > 1))
+    assert found["padding changes nothing"] == (
+        "padded rows of [1, 0] tokens read as [0, 0], then [1, 0]: raised NotImplementedError: "
+        "not yet"
+    )
+    assert found["packed documents do not see each other"] == (
+        "documents of [1, 2] tokens in one row: raised NotImplementedError: not yet"
+    )
+    assert len(found) == 2
+
+
+def test_a_failure_of_large_batches_alone_is_told_with_the_largest_example() -> None:
+    found = _messages(lambda: _Raising(lambda x, layout: x.shape[0] == 4 and not layout.full))
+    assert found["padding changes nothing"].startswith("padded rows of [29, 3, 0, 8] tokens")
+
+
+def test_a_detached_output_is_a_failure_of_the_gradients() -> None:
+    class Detached(AllMemMixer):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            y, state = super().forward(*args, **options)
+            return y.detach(), state
+
+    def make() -> Mixer:
+        torch.manual_seed(1)
+        return Detached(HIDDEN, MemoryConfig(chunk=5), AttentionWeights(4, 2, 8))
+
+    (name, message), *others = _messages(make).items()
+    assert name == "gradients equal finite differences"
+    assert message.startswith("gradients of 11 tokens read as [7, 4]: raised RuntimeError: ")
+    assert not others
+
+
+def test_a_mixer_that_cannot_be_built_fails_every_property() -> None:
+    def make() -> Mixer:
+        raise KeyError("width")
+
+    messages = set(_messages(make).values())
+    assert messages == {"building the mixer: raised KeyError: 'width'"}
+
+
+def test_the_suite_catches_a_fault_of_reading_without_gradients() -> None:
+    class Careless(AllMemMixer):
+        def forward(self, x: Tensor, state: Any, layout: Layout, features: Any = None) -> Any:
+            if not torch.is_grad_enabled() and int(layout.start[0]) > 0:
+                state = self.init_state(x.shape[0], x.dtype, x.device)
+            return super().forward(x, state, layout, features)
+
+    def make() -> Mixer:
+        torch.manual_seed(1)
+        return Careless(HIDDEN, MemoryConfig(chunk=5), AttentionWeights(4, 2, 8))
+
+    message = _messages(make)["reading without gradients changes nothing"]
+    assert message.startswith("2 tokens read as [1, 1], with and without gradients: outputs differ")
+
+
 def test_attention_sizes_come_from_the_configuration() -> None:
     assert attention_shape(tiny_base().config) == AttentionShape(HIDDEN, 4, 2, 8)

@@ -17,7 +17,7 @@ built with chunks of 3 to 8 tokens, which it should be. Everything runs in float
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +33,19 @@ CPU = torch.device("cpu")
 DTYPE = torch.float64
 LENGTHS = (1, 2, 3, 5, 8, 13, 29, 47)
 """Lengths of the sequences, shortest first, so that the first failure is the smallest."""
+RAGGED = [[n, *other] for n in LENGTHS[:-1] for other in ((), (0,), (n // 2,))] + [[29, 3, 0, 8]]
+"""Lengths of rows of a padded batch, smallest first; the last are those that every mixer is tried
+with."""
+PACKED = [[1, 1], [1, 2], [2, 1], [3, 2], [3, 5], [8, 5], [8, 13], [13, 1, 8, 20]]
+"""Lengths of packed documents, in the same order."""
 
 
 class ConformanceError(AssertionError):
     """A mixer breaks a property; the message gives the smallest failing example that was tried."""
+
+
+Check = Callable[[Mixer, list[int]], None]
+"""Raises if the mixer fails for some lengths."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,9 @@ class MixerConformance:
     counts_flops: bool = True
     """Whether ``flops`` is compared with torch's counter, to 5 %. Off for mixers whose useful work
     the counter cannot see, such as masked attention."""
+    example: str = ""
+    """What a property is tried with at the moment, so that whatever is raised can be told with
+    it."""
 
     def make_mixer(self) -> Mixer:
         """A new mixer, with a chunk (if it has one) of 3 to 8 tokens."""
@@ -81,23 +93,19 @@ class MixerConformance:
             x = self._inputs(2, length)
             whole, _ = self._read(mixer, x)
             for parts in ([1] * length, [length // 2, length - length // 2], [length - 1, 1]):
-                pieces, state, done = [], self._start(mixer, 2), 0
-                for count in filter(None, parts):
-                    y, state = self._continue(mixer, x[:, done : done + count], state, done)
-                    pieces.append(y)
-                    done += count
-                self._same(torch.cat(pieces, 1), whole, f"{length} tokens read as {parts}")
+                self._same(self._read_as(mixer, x, parts), whole)
 
     def test_no_output_depends_on_a_later_token(self) -> None:
         mixer = self._mixer()
         for length in LENGTHS[1:]:
             x = self._inputs(1, length)
             y, _ = self._read(mixer, x)
-            for cut in {1, length // 2, length - 1}:
+            for cut in sorted({1, length // 2, length - 1}):
                 other = x.clone()
                 other[:, cut:] += 1
                 changed, _ = self._read(mixer, other)
-                self._same(changed[:, :cut], y[:, :cut], f"tokens from {cut} of {length} changed")
+                self.example = f"tokens from {cut} of {length} changed"
+                self._same(changed[:, :cut], y[:, :cut])
 
     def test_earlier_tokens_matter(self) -> None:
         """The converse of causality: a mixer that ignores its past would pass most other checks."""
@@ -115,40 +123,51 @@ class MixerConformance:
             )
 
     def test_padding_changes_nothing(self) -> None:
-        mixer = self._mixer()
-        lengths = torch.tensor([29, 3, 0, 8])
-        x = self._inputs(4, 31)
-        x = torch.where(torch.arange(31)[None, :, None] < lengths[:, None, None], x, float("nan"))
+        self._smallest(self._check_padding, RAGGED)
+
+    def _check_padding(self, mixer: Mixer, row_lengths: list[int]) -> None:
+        rows, lengths = len(row_lengths), torch.tensor(row_lengths)
+        width = max(row_lengths) + 2
+        x = self._inputs(rows, width)
+        x = torch.where(torch.arange(width)[None, :, None] < lengths[:, None, None], x, torch.nan)
         first, second = lengths // 2, lengths - lengths // 2
-        state = self._start(mixer, 4)
-        pieces = []
-        start = torch.zeros(4, dtype=torch.int64)
+        example = f"padded rows of {row_lengths} tokens read as {first.tolist()}, then "
+        example += f"{second.tolist()}"
+        self.example = example
+        state = self._start(mixer, rows)
+        pieces: list[list[Tensor]] = [[] for _ in row_lengths]
+        start = torch.zeros(rows, dtype=torch.int64)
         for count in (first, second):
+            if not bool(count.any()):
+                continue
             slots = int(count.max()) + 2
-            index = (start[:, None] + torch.arange(slots)).clamp(max=30)
+            index = (start[:, None] + torch.arange(slots)).clamp(max=width - 1)
             now = x.gather(1, index[..., None].expand(-1, -1, self.hidden_size))
             now = torch.where(
                 torch.arange(slots)[None, :, None] < count[:, None, None], now, torch.nan
             )
             layout = Layout.ragged(start, count, CPU, slots=slots)
             y, state = mixer(now, state, layout)
-            pieces.append(y)
+            if not bool(torch.isfinite(y).all()):
+                raise ConformanceError(
+                    f"{example}: padding slots that held NaN gave outputs that are not finite"
+                )
+            for r, tokens in enumerate(count.tolist()):
+                pieces[r].append(y[r, :tokens])
             start = start + count
-        for r, length in enumerate(lengths.tolist()):
+        for r, length in enumerate(row_lengths):
             if length == 0:
                 continue
             alone, _ = self._read(mixer, x[r : r + 1, :length])
-            parts = [p[r, : int(c[r])] for p, c in zip(pieces, (first, second), strict=True)]
-            self._same(torch.cat(parts)[None], alone, f"row of {length} tokens beside longer ones")
-        for y in pieces:
-            if not bool(torch.isfinite(y).all()):
-                raise ConformanceError(
-                    "padding slots that held NaN gave outputs that are not finite"
-                )
+            self.example = f"{example}: row {r} against the same text alone"
+            self._same(torch.cat(pieces[r])[None], alone)
 
     def test_packed_documents_do_not_see_each_other(self) -> None:
-        mixer = self._mixer()
-        documents = [13, 1, 8, 20]
+        self._smallest(self._check_packing, PACKED)
+
+    def _check_packing(self, mixer: Mixer, documents: list[int]) -> None:
+        example = f"documents of {documents} tokens in one row"
+        self.example = example
         x = self._inputs(1, sum(documents))
         begins = torch.zeros(1, sum(documents), dtype=torch.bool)
         ends = torch.tensor(documents).cumsum(0)
@@ -157,9 +176,22 @@ class MixerConformance:
         rows = layout.gather(x)
         y, _ = mixer(rows, self._start(mixer, layout.rows), layout)
         packed = layout.scatter(y)
-        for end, length in zip(ends.tolist(), documents, strict=True):
+        for i, (end, length) in enumerate(zip(ends.tolist(), documents, strict=True)):
             alone, _ = self._read(mixer, x[:, end - length : end])
-            self._same(packed[:, end - length : end], alone, f"a document of {length} tokens")
+            self.example = f"{example}: document {i} against the same text alone"
+            self._same(packed[:, end - length : end], alone)
+
+    def test_reading_without_gradients_changes_nothing(self) -> None:
+        """Without gradients a mixer may write into the state that it is given."""
+        mixer = self._mixer()
+        for length in LENGTHS[1:-1]:
+            x = self._inputs(2, length)
+            parts = [length - length // 2, length // 2]
+            recorded = self._read_as(mixer, x.clone().requires_grad_(), parts)
+            with torch.no_grad():
+                plain = self._read_as(mixer, x, parts)
+            self.example += ", with and without gradients"
+            self._same(plain, recorded)
 
     def test_rows_can_be_selected_repeated_and_reordered(self) -> None:
         mixer = self._mixer()
@@ -167,10 +199,16 @@ class MixerConformance:
         _, state = self._read(mixer, x[:, :14])
         order = torch.tensor([2, 0, 0, 1])
         expected, _ = self._continue(mixer, x[:, 14:], state.clone(), 14)
+        example = f"rows {order.tolist()} of 3 selected after 14 tokens"
+        self.example = example
         y, _ = self._continue(mixer, x[order, 14:], state.select(order), 14)
-        self._same(y, expected[order], f"rows {order.tolist()} of 3")
+        self.example = example
+        self._same(y, expected[order])
+        example = "every row twice after 14 tokens"
+        self.example = example
         y, _ = self._continue(mixer, x[:, 14:].repeat_interleave(2, 0), state.repeat(2), 14)
-        self._same(y, expected.repeat_interleave(2, 0), "every row twice")
+        self.example = example
+        self._same(y, expected.repeat_interleave(2, 0))
 
     def test_forks_are_independent_and_bit_identical(self) -> None:
         mixer = self._mixer()
@@ -191,6 +229,7 @@ class MixerConformance:
         x = self._inputs(2, 31)
         with torch.no_grad():
             _, state = self._read(mixer, x[:, :17])
+            self.example = "a state written to bytes after 17 tokens and read back"
             plain = {k: t.contiguous().clone() for k, t in state.tensors().items()}
             blob = save(plain)
             restored = self._start(mixer, 2).with_tensors(load(blob))
@@ -213,6 +252,7 @@ class MixerConformance:
         sizes = set()
         for length in (1, 5, 23, 47):
             _, state = self._read(mixer, self._inputs(1, length))
+            self.example = f"state_bytes({length})"
             expected = mixer.state_bytes(length, DTYPE)
             if state.nbytes != expected:
                 raise ConformanceError(
@@ -232,6 +272,7 @@ class MixerConformance:
         length = 24
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self._read(mixer, self._inputs(1, length))
+        self.example = f"flops({length})"
         counted, stated = counter.get_total_flops(), mixer.flops(length)
         if not 0.95 <= stated / max(counted, 1) <= 1.05:
             raise ConformanceError(
@@ -254,6 +295,7 @@ class MixerConformance:
                 y, state = self._continue(mixer, x[:, done : done + count], state, done)
                 total = total + (y * probe[:, done : done + count]).sum()
                 done += count
+            self.example = "gradients of 11 tokens read as [7, 4]"
             return total
 
         gradients = torch.autograd.grad(loss(), leaves, allow_unused=True)
@@ -281,6 +323,7 @@ class MixerConformance:
     # How they are checked
 
     def _mixer(self) -> Mixer:
+        self.example = "building the mixer"
         mixer = self.make_mixer().to(DTYPE)
         randomise(mixer)
         return mixer
@@ -295,14 +338,48 @@ class MixerConformance:
     def _read(self, mixer: Mixer, x: Tensor) -> tuple[Tensor, State]:
         return self._continue(mixer, x, self._start(mixer, x.shape[0]), 0)
 
+    def _read_as(self, mixer: Mixer, x: Tensor, parts: Sequence[int]) -> Tensor:
+        """y of a text that is read in several calls."""
+        pieces, state, done = [], self._start(mixer, x.shape[0]), 0
+        for count in filter(None, parts):
+            y, state = self._continue(mixer, x[:, done : done + count], state, done)
+            pieces.append(y)
+            done += count
+        self.example = f"{x.shape[1]} tokens read as {list(parts)}"
+        return torch.cat(pieces, 1)
+
     def _continue(self, mixer: Mixer, x: Tensor, state: State, start: int) -> tuple[Tensor, State]:
-        y, state = mixer(x, state, Layout.dense(start, x.shape[0], x.shape[1], CPU))
+        rows, tokens = x.shape[:2]
+        self.example = f"[{rows}, {tokens}] tokens read after {start}"
+        y, state = mixer(x, state, Layout.dense(start, rows, tokens, CPU))
         return y, state
 
-    def _same(self, got: Tensor, expected: Tensor, example: str) -> None:
+    def _smallest(self, check: Check, examples: Sequence[list[int]]) -> None:
+        """Check the last and largest of the examples; if it fails, fail with the first that does.
+
+        So a mixer that conforms is checked only once.
+        """
+        mixer = self._mixer()
+        try:
+            check(mixer, examples[-1])
+            return
+        except Exception as error:
+            failed, largest = error, self.example
+        for example in examples[:-1]:
+            check(mixer, example)
+        self.example = largest
+        raise failed
+
+    def _same(self, got: Tensor, expected: Tensor) -> None:
+        """Raise a ConformanceError that tells the example at hand, unless the two are equal."""
+        if got.shape != expected.shape:
+            raise ConformanceError(
+                f"{self.example}: outputs have the shape {list(got.shape)}, not "
+                f"{list(expected.shape)}"
+            )
         difference = float((got - expected).detach().abs().max()) if got.numel() else 0.0
         if not difference <= self.tolerance:
-            raise ConformanceError(f"{example}: outputs differ by {difference:.3g}")
+            raise ConformanceError(f"{self.example}: outputs differ by {difference:.3g}")
 
 
 def check_conformance(
@@ -319,7 +396,8 @@ def check_conformance(
         hidden_size: D.
 
     Returns:
-        The properties that do not hold, in the order of the suite; empty for a conforming mixer.
+        The properties that do not hold, by name; empty for a conforming mixer. A mixer that raises
+        does not hold the property either: the failure tells the exception and the example.
     """
 
     class Suite(MixerConformance):
@@ -333,5 +411,13 @@ def check_conformance(
         try:
             getattr(suite, name)()
         except ConformanceError as error:
-            failures.append(Failure(name.removeprefix("test_").replace("_", " "), str(error)))
+            failures.append(Failure(_spoken(name), str(error)))
+        except Exception as error:
+            raised = f"{suite.example}: raised {type(error).__name__}: {error}"
+            failures.append(Failure(_spoken(name), raised))
     return failures
+
+
+def _spoken(name: str) -> str:
+    """The property that a test is about."""
+    return name.removeprefix("test_").replace("_", " ")

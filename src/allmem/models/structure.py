@@ -101,7 +101,7 @@ def attention_weights(attention: Any, shape: AttentionShape) -> AttentionWeights
         q, k, v = attention.qkv_proj.weight.detach().split([q_size, kv_size, kv_size])
     else:
         q, k, v = (getattr(attention, f"{n}_proj").weight.detach() for n in ("q", "k", "v"))
-    matrices: dict[str, Tensor | None] = {
+    matrices: dict[str, Any] = {
         "q": q,
         "k": k,
         "v": v,
