@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
 
-from allmem.arena.figures import Figure, difference, mean, single
+from allmem.arena.figures import Figure, difference, mean, probability, single
 from allmem.evaluation.bootstrap import Scored, mean_score
 from allmem.evaluation.task import Part
 
@@ -17,6 +18,12 @@ def made(seed: int, questions: int = 200, shift: float = 0.0) -> Figure:
     weights = torch.randint(1, 6, (questions,), generator=generator).double()
     shares = (torch.rand(questions, generator=generator) + shift).clamp(0, 1).double()
     return Figure("right", (weights * shares).tolist(), weights.tolist())
+
+
+def raised(figure: Figure, by: float) -> Figure:
+    """Every question better by as much."""
+    sums = [s + by * w for s, w in zip(figure.sums, figure.weights, strict=True)]
+    return Figure(figure.name, sums, figure.weights)
 
 
 def test_one_seed_has_the_interval_of_its_questions() -> None:
@@ -32,26 +39,40 @@ def test_one_seed_has_the_interval_of_its_questions() -> None:
     assert found.high == pytest.approx(expected.high, abs=0.6)
 
 
-def test_seeds_that_differ_widen_the_interval() -> None:
-    alike = mean([made(0), made(0), made(0)])
-    apart = mean([made(0, shift=-0.3), made(0), made(0, shift=0.3)])
-    assert apart.high - apart.low > 2 * (alike.high - alike.low)
-    assert alike.n == 600
+def test_seeds_have_the_t_interval_of_their_means() -> None:
+    seeds = [made(0, shift=shift) for shift in (-0.3, 0.0, 0.3)]
+    values = [single(figure) for figure in seeds]
+    found = mean(seeds)
+    half = 4.302653 * statistics.stdev(values) / math.sqrt(3)
+    assert found.mean == pytest.approx(statistics.fmean(values))
+    assert found.low == pytest.approx(found.mean - half)
+    assert found.high == pytest.approx(found.mean + half)
+    assert found.n == 600
 
 
-def test_differences_are_paired_by_question_and_seed() -> None:
-    base = [made(seed) for seed in range(3)]
-    # Every question of every seed better by a tenth: no doubt is left, however they vary.
-    better = [
-        Figure("right", [s + 0.1 * w for s, w in zip(f.sums, f.weights, strict=True)], f.weights)
-        for f in base
-    ]
+def test_differences_are_paired_by_seed() -> None:
+    base = [made(0, shift=shift) for shift in (-0.3, 0.0, 0.3)]
+    better = [raised(f, by) for f, by in zip(base, (0.10, 0.11, 0.12), strict=True)]
     found = difference(better, base)
-    assert found.mean == pytest.approx(10)
-    assert found.low == pytest.approx(10)
-    assert found.high == pytest.approx(10)
+    # 10, 11 and 12 points: sd 1, however far the seeds lie apart.
+    assert found.mean == pytest.approx(11)
+    assert found.high - found.mean == pytest.approx(4.302653 / math.sqrt(3))
+    # t = 11 sqrt(3) with two degrees: p = 1 - t / sqrt(2 + t²).
+    t = 11 * math.sqrt(3)
+    assert probability(better, base) == pytest.approx(1 - t / math.sqrt(2 + t * t))
     same = difference(base, base)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_seeds_without_a_spread_cannot_be_tested() -> None:
+    base = [made(seed) for seed in range(3)]
+    assert probability([raised(figure, 0.1) for figure in base], base) == 1
+
+
+def test_a_difference_of_one_seed_is_paired_by_question() -> None:
+    found = difference([raised(made(0), 0.1)], [made(0)])
+    assert (found.mean, found.low, found.high) == pytest.approx((10, 10, 10))
+    assert found.n == 200
 
 
 def test_one_without_a_seed_is_compared_with_all_seeds() -> None:

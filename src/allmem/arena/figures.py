@@ -4,9 +4,9 @@ A figure holds for every question a weighted sum and its weight; a mean is the s
 the sum of the weights. All models of an arena answer the same questions, so two of them are
 compared question by question, and seed by seed.
 
-An interval is a percentile bootstrap that draws seeds and questions anew, each with replacement and
-independently of the other. Few seeds are drawn from few: of three the interval is rather too
-narrow, and the values of the seeds say more.
+Over two seeds or more an interval is Student's t interval of the seeds' means, and of a difference
+that of the seeds' differences: what one would find with other seeds, asked the same questions. What
+has one seed, or none, has a percentile bootstrap interval over questions alone.
 
 Letters: S seeds, Q questions, R resamples.
 """
@@ -14,6 +14,7 @@ Letters: S seeds, Q questions, R resamples.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allmem.arena.significance import t_quantile, t_within
 from allmem.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, Score
 
-__all__ = ["Figure", "difference", "mean", "single"]
+__all__ = ["ROUNDING", "Figure", "difference", "mean", "probability", "single"]
+
+ROUNDING = 1e-9
+"""A spread below it is that of the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,14 @@ def single(figure: Figure) -> float:
 
 
 def mean(seeds: Sequence[Figure]) -> Score:
-    """The mean over seeds and questions, with its interval.
+    """The mean over seeds, with its interval.
 
     Args:
         seeds: the same figure of every seed, over the same questions.
     """
-    scale = seeds[0].scale if seeds else 1.0
-    return _score([_table(seeds)] if seeds else [], lambda means: scale * means[0])
+    if len(seeds) > 1:
+        return _over_seeds([single(figure) for figure in seeds], seeds[0])
+    return _over_questions(seeds, lambda means: means[0])
 
 
 def difference(ours: Sequence[Figure], base: Sequence[Figure]) -> Score:
@@ -78,40 +84,61 @@ def difference(ours: Sequence[Figure], base: Sequence[Figure]) -> Score:
         ours, base: of the same seeds, or of one without a seed.
     """
     if not ours or not base:
-        return _score([], lambda means: means[0])
+        return _over_questions([], lambda means: means[0])
+    if max(len(ours), len(base)) > 1:
+        return _over_seeds(_differences(ours, base), ours[0])
+    return _over_questions([ours[0], base[0]], lambda means: means[0] - means[1])
+
+
+def probability(ours: Sequence[Figure], base: Sequence[Figure]) -> float:
+    """Of a mean difference as large by accident: the p-value of the two-sided paired t test.
+
+    Seeds that differ by the same, all of them, leave nothing to test with: 1.
+
+    Args:
+        ours, base: of the same seeds, at least two, or of one without a seed.
+    """
+    found = _differences(ours, base)
+    spread = statistics.stdev(found)
+    if spread <= ROUNDING:
+        return 1.0
+    t = abs(statistics.fmean(found)) * math.sqrt(len(found)) / spread
+    return max(0.0, 1 - t_within(t, len(found) - 1))
+
+
+def _differences(ours: Sequence[Figure], base: Sequence[Figure]) -> list[float]:
+    """Seed by seed; one without a seed is compared with every one."""
     seeds = max(len(ours), len(base))
-    sides = [_table(list(side) * (seeds // len(side))) for side in (ours, base)]
-    scale = ours[0].scale
-    return _score(sides, lambda means: scale * (means[0] - means[1]))
+    sides = [[single(figure) for figure in side] * (seeds // len(side)) for side in (ours, base)]
+    return [own - other for own, other in zip(*sides, strict=True)]
 
 
-def _table(figures: Sequence[Figure]) -> Tensor:
-    """[S, Q, 2] float64"""
-    rows = [torch.tensor([figure.sums, figure.weights]).T for figure in figures]
-    return torch.stack(rows).double()
+def _over_seeds(values: Sequence[float], figure: Figure) -> Score:
+    """Of two seeds or more."""
+    seeds = len(values)
+    middle, spread = statistics.fmean(values), statistics.stdev(values)
+    half = t_quantile(LEVEL, seeds - 1) * spread / math.sqrt(seeds) if spread > ROUNDING else 0.0
+    return Score(middle, middle - half, middle + half, seeds * len(figure.sums))
 
 
-def _score(tables: Sequence[Tensor], statistic: Callable[[list[Any]], Any]) -> Score:
-    if not tables:
+def _over_questions(figures: Sequence[Figure], statistic: Callable[[list[Any]], Any]) -> Score:
+    """Of one model, or of two that are asked the same."""
+    if not figures:
         return Score(math.nan, math.nan, math.nan, 0)
-    seeds, questions, _ = tables[0].shape
+    scale = figures[0].scale
+    tables = [torch.tensor([one.sums, one.weights], dtype=torch.float64).T for one in figures]
+    questions = len(tables[0])
     generator = torch.Generator().manual_seed(SEED)
-    by_seed = _drawn(seeds, generator)
-    by_question = _drawn(questions, generator)
-    points = [_ratio(table.sum((0, 1))) for table in tables]
+    draws = torch.randint(questions, (RESAMPLES, questions), generator=generator)
+    times = torch.zeros(RESAMPLES, questions, dtype=torch.float64)
+    times.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+    points = [_ratio(table.sum(0)) for table in tables]
     # One draw for both sides of a difference.
-    drawn = [_ratio(torch.einsum("rs,sqk,rq->rk", by_seed, table, by_question)) for table in tables]
+    drawn = [_ratio(times @ table) for table in tables]
     tail = (1 - LEVEL) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = statistic(drawn).quantile(ends).tolist()
-    return Score(float(statistic(points)), low, high, seeds * questions)
-
-
-def _drawn(count: int, generator: torch.Generator) -> Tensor:
-    """How often each of ``count`` is drawn in every resample, [R, count]."""
-    draws = torch.randint(count, (RESAMPLES, count), generator=generator)
-    times = torch.zeros(RESAMPLES, count, dtype=torch.float64)
-    return times.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+    low, high = (scale * statistic(drawn)).quantile(ends).tolist()
+    return Score(float(scale * statistic(points)), low, high, questions)
 
 
 def _ratio(sums: Tensor) -> Tensor:

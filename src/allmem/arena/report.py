@@ -12,7 +12,7 @@ from typing import Any
 from allmem.arena.config import ArenaConfig
 from allmem.arena.entrants import TEACHER, WINDOW
 from allmem.arena.figures import Figure, single
-from allmem.arena.standings import Standing
+from allmem.arena.standings import TESTED_SEEDS, Standing, chances
 from allmem.arena.wording import (
     about_arena,
     difference_of,
@@ -22,6 +22,7 @@ from allmem.arena.wording import (
     plain,
     seeds_of,
     share_of,
+    shown_range,
     sizes_of,
 )
 from allmem.errors import AllMemError
@@ -49,15 +50,15 @@ def figure_names(standings: Sequence[Standing]) -> list[str]:
 
 
 def ranked(standings: Sequence[Standing], name: str) -> list[Standing]:
-    """Teacher and window, then the others, the best first, those without a figure last."""
+    """Teacher and window, then the others, the best first, those that diverged or have no figure
+    last."""
     beside = [one for one in standings if one.contender.name in (TEACHER, WINDOW)]
 
     def place(one: Standing) -> float:
-        figures = one.seeds(name)
-        if not figures:
+        score = one.score(name)
+        if not score.n:
             return math.inf
-        own = one.score(name).mean
-        return -own if figures[0].higher_is_better else own
+        return -score.mean if one.seeds(name)[0].higher_is_better else score.mean
 
     return [*beside, *sorted((one for one in standings if one not in beside), key=place)]
 
@@ -97,6 +98,7 @@ def _blocks(
     for warning in _warnings(arena, standings, length):
         yield Text(warning, warning=True)
     main, *others = [name for name in names if AT not in name]
+    found = chances(standings, reference, main)
     yield Heading(_capital(main))
     yield Table(
         ("entrant", _unit(main, standings), "by seed", f"more than {arena.reference}", "size"),
@@ -105,7 +107,7 @@ def _blocks(
                 one.contender.name,
                 figure_of(one, main),
                 seeds_of(one, main),
-                difference_of(one, reference, main),
+                difference_of(one, reference, main, found.get(one.contender.name)),
                 limits_of(one, arena.limits),
             )
             for one in standings
@@ -193,10 +195,14 @@ def _costs(standings: Sequence[Standing], length: int) -> Table:
 
 
 def _plot(name: str, standings: Sequence[Standing]) -> Iterator[Block]:
-    shown = [one for one in standings if one.seeds(name)]
-    points: list[tuple[float, Score | None]] = [
-        (float(i), one.score(name)) for i, one in enumerate(shown)
-    ]
+    shown = [one for one in standings if one.score(name).n]
+    if not shown:
+        return
+    points: list[tuple[float, Score | None]] = []
+    for i, one in enumerate(shown):
+        score = one.score(name)
+        low, high = shown_range(score, one.seeds(name)[0])
+        points.append((float(i), dataclasses.replace(score, low=low, high=high)))
     labels = [one.contender.name for one in shown]
     try:
         png = bars(labels, [series(name, points)], "", _unit(name, standings))
@@ -207,11 +213,14 @@ def _plot(name: str, standings: Sequence[Standing]) -> Iterator[Block]:
 
 
 def _warnings(arena: ArenaConfig, standings: Sequence[Standing], length: int) -> Iterator[str]:
-    if len(arena.seeds) < 3:
-        yield (
-            f"{len(arena.seeds)} of at least three seeds: the intervals say little, or nothing, of "
-            "what another seed would bring."
+    if len(arena.seeds) < TESTED_SEEDS:
+        few = (
+            "with one seed intervals are over questions alone, and say nothing of what another "
+            "would bring"
+            if len(arena.seeds) == 1
+            else "intervals are wide"
         )
+        yield f"{len(arena.seeds)} of at least three seeds: {few}, and no difference is marked."
     teacher, _, reference = (
         next(one.contender for one in standings if one.contender.name == name)
         for name in (TEACHER, WINDOW, arena.reference)
@@ -242,6 +251,7 @@ def _numbers(
 ) -> dict[str, Any]:
     """Everything, JSON-able."""
     reference = next(one for one in standings if one.contender.name == arena.reference)
+    found = {name: chances(standings, reference, name) for name in names}
     return {
         "kind": "arena",
         "format": 1,
@@ -270,6 +280,7 @@ def _numbers(
                         },
                         "mean": _score(one.score(name)),
                         "difference": _score(one.more_than(reference, name)),
+                        "p": found[name].get(one.contender.name),
                     }
                     for name in names
                     if one.seeds(name)

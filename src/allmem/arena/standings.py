@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from allmem.arena.contenders import Contender
-from allmem.arena.figures import Figure, difference, mean
+from allmem.arena.figures import Figure, difference, mean, probability
 from allmem.arena.jobs import Job
+from allmem.arena.significance import holm
 from allmem.errors import AllMemError
 from allmem.evaluation.bootstrap import Score
 
-__all__ = ["Standing", "gather"]
+__all__ = ["TESTED_SEEDS", "Standing", "chances", "gather"]
+
+TESTED_SEEDS = 3
+"""Below which a difference is not called one."""
 
 
 @dataclass
@@ -37,23 +41,43 @@ class Standing:
         return [figures[name] for figures in self.figures.values() if name in figures]
 
     def score(self, name: str) -> Score:
-        """Its mean and interval."""
-        return mean(self.seeds(name))
+        """Its mean and interval; nothing of one that diverged with any seed, since those that are
+        left are the lucky ones."""
+        return mean([] if self.diverged else self.seeds(name))
 
     def more_than(self, other: Standing, name: str) -> Score:
-        """The paired difference, over the seeds that both have; one without a seed has all."""
+        """The paired difference, with its interval; nothing where either diverged."""
+        return difference(*self.paired(other, name))
+
+    def paired(self, other: Standing, name: str) -> tuple[list[Figure], list[Figure]]:
+        """A figure of both, over the seeds that both have; one without a seed has all."""
+        if self.diverged or other.diverged:
+            return [], []
         if None in self.figures or None in other.figures:
-            return difference(self.seeds(name), other.seeds(name))
+            return self.seeds(name), other.seeds(name)
         both = [s for s in self.figures if s in other.figures and name in other.figures[s]]
-        ours = [self.figures[s][name] for s in both if name in self.figures[s]]
-        return difference(ours, [other.figures[s][name] for s in both])
+        ours = [s for s in both if name in self.figures[s]]
+        return [self.figures[s][name] for s in ours], [other.figures[s][name] for s in ours]
+
+
+def chances(standings: Sequence[Standing], reference: Standing, name: str) -> dict[str, float]:
+    """P-values of all differences from the reference, by contender, after Holm's correction; of
+    those with three seeds or more."""
+    found = {}
+    for one in standings:
+        ours, base = one.paired(reference, name)
+        seeds = max(len(ours), len(base)) if ours and base else 0
+        if one is not reference and seeds >= TESTED_SEEDS:
+            found[one.contender.name] = probability(ours, base)
+    return holm(found)
 
 
 def gather(contenders: Sequence[Contender], jobs: Sequence[Job]) -> list[Standing]:
     """Everybody, as far as they have come.
 
     Raises:
-        AllMemError: if jobs that are compared did not have the same teacher, rows or tokens.
+        AllMemError: if jobs that are compared did not have the same teacher, rows, tokens or
+            questions.
     """
     found = {one.name: Standing(one) for one in contenders}
     same: dict[str, tuple[object, str]] = {}
@@ -70,10 +94,13 @@ def gather(contenders: Sequence[Contender], jobs: Sequence[Job]) -> list[Standin
             continue
         if job.seed is not None:
             _check_same(same, f"the rows of seed {job.seed}", trained["rows"], job)
-            _check_same(same, "tokens of training", trained["tokens"], job)
+            # Where steps are given, of rows of unequal lengths, they are estimated from a seed's
+            # own rows.
+            _check_same(same, f"tokens of training with seed {job.seed}", trained["tokens"], job)
             training.append(trained["pace"])
             standing.stages = trained["stages"]
         assert evaluated is not None
+        _check_same(same, "the questions", evaluated.get("asked"), job)
         figures = [Figure.from_dict(values) for values in evaluated["figures"]]
         if not all(figure.finite for figure in figures):
             standing.diverged[job.seed] = "its answers are not finite"

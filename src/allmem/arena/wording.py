@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from allmem.arena.config import ArenaConfig
 from allmem.arena.entrants import TEACHER, WINDOW
-from allmem.arena.figures import Figure, single
-from allmem.arena.standings import Standing
+from allmem.arena.figures import ROUNDING, Figure, single
+from allmem.arena.standings import TESTED_SEEDS, Standing
+from allmem.evaluation.bootstrap import LEVEL, Score
 from allmem.evaluation.report.blocks import Value
 from allmem.mixers.ablations import ABLATIONS
 from allmem.mixers.matching import Limits
@@ -22,25 +23,36 @@ __all__ = [
     "plain",
     "seeds_of",
     "share_of",
+    "shown_range",
     "sizes_of",
 ]
 
-FEW_SEEDS = 3
-"""Below which a difference is not called one."""
-
 
 def figure_of(one: Standing, name: str) -> Value:
-    """``97.3 ± 0.4``, and how many seeds."""
+    """``97.3 ± 0.4``; of one that diverged, with how many seeds of how many."""
+    if one.diverged:
+        lost = len(one.diverged)
+        note = f"{lost} of {lost + len(one.figures)}"
+        return Value("diverged", note, title="; ".join(one.diverged.values()))
     figures = one.seeds(name)
-    lost = len(one.diverged)
-    note = f"{lost} of {lost + len(figures)} diverged" if lost else ""
     if not figures:
-        return Value("diverged" if lost else "–", note, title="; ".join(one.diverged.values()))
-    score = one.score(name)
-    at = _digits(figures[0])
-    half = (score.high - score.low) / 2
-    text = _number(score.mean, at) + (f" ± {half:.{at}f}" if half > 0 else "")
-    return Value(text, note, f"95 % interval {score.low:.{at + 1}f} to {score.high:.{at + 1}f}")
+        return Value("–")
+    score, at = one.score(name), _digits(figures[0])
+    low, high = shown_range(score, figures[0])
+    text = _number(score.mean, at) + _half(score, at)
+    alone = len(figures) == 1 and None not in one.figures
+    return Value(
+        text,
+        "one seed" if alone else "",
+        f"95 % interval {low:.{at + 1}f} to {high:.{at + 1}f}{_over(len(figures))}",
+    )
+
+
+def shown_range(score: Score, figure: Figure) -> tuple[float, float]:
+    """The ends of a mean's interval, of a percentage within 0 and 100."""
+    if figure.unit != "%":
+        return score.low, score.high
+    return max(0.0, score.low), min(100.0, score.high)
 
 
 def seeds_of(one: Standing, name: str) -> str:
@@ -50,20 +62,29 @@ def seeds_of(one: Standing, name: str) -> str:
     return ", ".join(_number(single(f), _digits(f)) for f in one.seeds(name))
 
 
-def difference_of(one: Standing, reference: Standing, name: str) -> Value:
-    """How much more than the reference, marked where the interval leaves out zero."""
-    figures = one.seeds(name)
-    score = one.more_than(reference, name)
-    if one is reference or not score.n:
+def difference_of(
+    one: Standing, reference: Standing, name: str, chance: float | None = None
+) -> Value:
+    """How much more than the reference.
+
+    Args:
+        chance: its p-value, corrected (``standings.chances``), by which it is marked.
+    """
+    ours, base = one.paired(reference, name)
+    if one is reference or not ours or not base:
         return Value("")
-    at = _digits(figures[0])
-    half = (score.high - score.low) / 2
-    text = f"{score.mean:+.{at}f}" + (f" ± {half:.{at}f}" if half > 0 else "")
-    title = f"95 % interval {score.low:+.{at + 1}f} to {score.high:+.{at + 1}f}"
-    seeds = min(len(side.figures) for side in (one, reference) if None not in side.figures)
-    if score.low <= 0 <= score.high or half == 0 or seeds < FEW_SEEDS:
+    score, at = one.more_than(reference, name), _digits(ours[0])
+    text = f"{score.mean:+.{at}f}" + _half(score, at)
+    title = (
+        f"95 % interval {score.low:+.{at + 1}f} to {score.high:+.{at + 1}f}"
+        f"{_over(max(len(ours), len(base)))}"
+    )
+    if chance is None:
         return Value(text, title=title)
-    better = (score.mean > 0) == figures[0].higher_is_better
+    title += f", p = {chance:.2g}"
+    if chance >= 1 - LEVEL:
+        return Value(text, title=title)
+    better = (score.mean > 0) == ours[0].higher_is_better
     return Value(text, title=title, mark="better" if better else "worse")
 
 
@@ -136,11 +157,23 @@ def about_arena(arena: ArenaConfig, standings: Sequence[Standing], length: int) 
             "so nobody has them here (special_stages: true turns them on)."
         )
     yield (
-        "Intervals are 95 % percentile bootstrap intervals that draw seeds and questions anew, "
-        "each by itself; differences are paired by seed and question. With three seeds an interval "
-        "is rather too narrow: the column by seed shows all there is. Tokens a second were "
-        "measured as the jobs ran, whatever else the machine did."
+        "95 % intervals are Student's t over seeds, of other seeds asked the same questions; what "
+        "has one seed, or is not trained, has a bootstrap interval over questions alone. "
+        "Differences are paired by seed and marked where p < 0.05 in a paired t test over "
+        f"{TESTED_SEEDS} seeds or more, with Holm's correction for all that are compared with "
+        f"{arena.reference}. Of an entrant that diverged with any seed no mean is taken. Tokens a "
+        "second were measured as the jobs ran, whatever else the machine did."
     )
+
+
+def _half(score: Score, digits: int) -> str:
+    """`` ± 0.4``; nothing of an interval without a width."""
+    half = (score.high - score.low) / 2
+    return f" ± {half:.{digits}f}" if half > ROUNDING else ""
+
+
+def _over(seeds: int) -> str:
+    return f" over {seeds} seeds" if seeds > 1 else " over questions alone"
 
 
 def _number(value: float, digits: int) -> str:
