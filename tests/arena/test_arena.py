@@ -239,12 +239,13 @@ def test_side_by_side_gives_the_same_report(whole: Arena, tmp_path: Path) -> Non
     assert numbers(arena) == numbers(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
-def test_a_job_that_fails_side_by_side_is_named(tmp_path: Path) -> None:
+def test_a_job_that_fails_is_named_when_the_others_are_done(tmp_path: Path, at_once: int) -> None:
     arena = make_arena(tmp_path, seeds=[0])
     (job,) = [job for job in arena.jobs if job.label == "allmem, seed 0"]
     (job.folder / "training").mkdir(parents=True)
     (job.folder / "training" / "run.json").write_text("{}")
     with pytest.raises(AllMemError, match=r"1 of 4 jobs failed.*allmem, seed 0"):
-        arena.hold(at_once=2)
+        arena.hold(at_once=at_once)
+    assert [other.label for other in arena.jobs if not other.done] == [job.label]

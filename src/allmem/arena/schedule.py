@@ -53,17 +53,27 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1, report: Report | None = None
         at_once: jobs side by side; with 1 all of them run in this process.
 
     Raises:
-        AllMemError: if a job cannot be run; side by side, after all others were.
+        AllMemError: if a job cannot be run, after all others were.
     """
     tell: Report = report or (lambda _: None)
     todo = [job for job in jobs if not job.done]
-    done = len(jobs) - len(todo)
+    done, total = len(jobs) - len(todo), len(jobs)
+    failed: list[str] = []
     if at_once == 1:
         for job in todo:
-            _run_here(job, done, len(jobs), tell)
+            try:
+                _run_here(job, done, total, tell)
+            except (AllMemError, RuntimeError, OSError) as error:
+                # Too little memory or a full disk for one is no reason to leave out the others.
+                failed.append(f"{job.label}: {error}")
             done += 1
     else:
-        _run_apart(todo, at_once, done, len(jobs), tell)
+        failed = _run_apart(todo, at_once, done, total, tell)
+    if failed:
+        raise AllMemError(
+            f"{len(failed)} of {total} jobs failed; the same command goes on with them. The first: "
+            f"{failed[0]}"
+        )
 
 
 def _run_here(job: Job, done: int, total: int, report: Report) -> None:
@@ -74,7 +84,10 @@ def _run_here(job: Job, done: int, total: int, report: Report) -> None:
     report(JobProgress(job.label, done + 1, total, (done + 1) / total))
 
 
-def _run_apart(todo: Sequence[Job], at_once: int, done: int, total: int, report: Report) -> None:
+def _run_apart(
+    todo: Sequence[Job], at_once: int, done: int, total: int, report: Report
+) -> list[str]:
+    """What was said of the jobs that failed."""
     waiting = list(todo)
     places = list(range(at_once))
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
@@ -100,11 +113,7 @@ def _run_apart(todo: Sequence[Job], at_once: int, done: int, total: int, report:
             process.terminate()
         for _, process in running.values():
             process.wait()
-    if failed:
-        raise AllMemError(
-            f"{len(failed)} of {total} jobs failed; the same command goes on with them. The first: "
-            f"{failed[0]}"
-        )
+    return failed
 
 
 def _start(job: Job, place: int, at_once: int) -> subprocess.Popen[bytes]:

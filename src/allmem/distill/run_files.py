@@ -67,19 +67,27 @@ def saved_plan(folder: Path | None, agreed: dict[str, Any]) -> list[Span] | None
     """The stages of the run that a folder holds.
 
     Raises:
-        AllMemError: if it is another run, naming the first difference.
+        AllMemError: if it is another run, naming the first difference, or its file is damaged.
     """
     if folder is None or not (folder / RUN).is_file():
         return None
-    saved = json.loads((folder / RUN).read_text())
-    for key in sorted({*saved["essence"], *agreed}):
-        if saved["essence"].get(key) != agreed.get(key):
+    try:
+        saved = json.loads((folder / RUN).read_text())
+        known = dict(saved["essence"])
+        plan = [Span(**span) for span in saved["stages"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AllMemError(
+            f"{folder / RUN} is damaged ({type(error).__name__}: {error}); choose another output "
+            "folder for a new run"
+        ) from error
+    for key in sorted({*known, *agreed}):
+        if known.get(key) != agreed.get(key):
             raise AllMemError(
-                f"{folder / RUN} was written with {key} = {saved['essence'].get(key)!r}, now it is "
+                f"{folder / RUN} was written with {key} = {known.get(key)!r}, now it is "
                 f"{agreed.get(key)!r}; resume with the same options, or choose another output "
                 "folder for a new run"
             )
-    return [Span(**span) for span in saved["stages"]]
+    return plan
 
 
 def write_plan(folder: Path | None, agreed: dict[str, Any], plan: list[Span]) -> None:
