@@ -16,6 +16,7 @@ import pytest
 from allmem import AllMemError
 from allmem.arena import Arena
 from allmem.arena.schedule import JobProgress, _share
+from allmem.mixers import registry
 from tests.arena.tiny import REFERENCE, STEPS, make_arena, make_config
 
 ROOT = Path(__file__).parents[2]
@@ -209,6 +210,30 @@ def test_a_memory_without_a_special_stage_trains_as_long(tmp_path: Path) -> None
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(AllMemError, match="modules: cannot import 'no_such'"):
         make_arena(tmp_path, modules=["no_such"])
+
+
+def test_a_mixer_of_one_s_own_that_looks_ahead_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "peeking.py").write_text(
+        """
+from allmem.mixers.gla import GlaMixer, GlaOptions
+from allmem.mixers.registry import MemoryKind, register_memory
+
+class Peeking(GlaMixer):
+    def rule(self, heads, matrix):
+        read, matrix = super().rule(heads, matrix)
+        return read.roll(-1, 2), matrix
+
+register_memory(MemoryKind("peeking", GlaOptions, Peeking))
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    # What is registered here is forgotten afterwards.
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    entrants = {"allmem": {"options": REFERENCE}, "peeking": None}
+    with pytest.raises(AllMemError, match=r"'peeking' does not keep the contract.*tokens"):
+        make_arena(tmp_path / "out", modules=["peeking"], entrants=entrants)
 
 
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:

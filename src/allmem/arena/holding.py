@@ -10,8 +10,9 @@ from allmem.arena.config import ArenaConfig
 from allmem.arena.contenders import Contender, contenders
 from allmem.arena.ground import Ground
 from allmem.arena.jobs import Job, jobs_of
+from allmem.arena.own_mixers import check_mixers, import_modules
 from allmem.arena.report import figure_names, make_report, ranked
-from allmem.arena.running import import_modules, longest_row
+from allmem.arena.running import longest_row
 from allmem.arena.schedule import JobProgress, run_jobs
 from allmem.arena.standings import Standing, gather
 from allmem.errors import AllMemError
@@ -38,8 +39,8 @@ class Arena:
         config: see ``ArenaConfig``.
 
     Raises:
-        AllMemError: if an entrant, the teacher or the data makes no sense, or sizes cannot be
-            matched.
+        AllMemError: if an entrant, the teacher or the data makes no sense, sizes cannot be
+            matched, or a mixer of one's own does not keep the contract.
     """
 
     def __init__(self, config: ArenaConfig) -> None:
@@ -48,6 +49,7 @@ class Arena:
         self.length = config.length or longest_row(config)
         """Tokens at which states are counted and reading is timed."""
         self.contenders: list[Contender] = contenders(config, Ground(config, self.length))
+        check_mixers(one.mixer for one in self.contenders)
         self.jobs: list[Job] = jobs_of(config, self.contenders, self.length)
 
     def hold(

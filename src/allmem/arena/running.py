@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from allmem.arena.config import ArenaConfig
 from allmem.arena.figures import Figure
 from allmem.arena.jobs import EVALUATION, TRAINING, Job, write_job, write_json
 from allmem.arena.measuring import held_out_figures, reading_speed, recall_figures, task_figures
+from allmem.arena.own_mixers import import_modules
 from allmem.arena.recall import SEED_STRIDE, RecallRows, asked
 from allmem.data.stream import IGNORED
 from allmem.distill.calibrating import check_calibrates
@@ -25,7 +25,7 @@ from allmem.distill.recipe import DataSource
 from allmem.distill.rows import Row, Rows, digest
 from allmem.distill.run import distill
 from allmem.distill.trainer import ADAPTER, DivergedError
-from allmem.errors import AllMemError, first_line
+from allmem.errors import AllMemError
 from allmem.evaluation.checks import locked
 from allmem.models.adapter import load_weights
 from allmem.models.conversion import convert
@@ -34,7 +34,7 @@ from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.sources import load_base
 from allmem.opening import OpenedModel, find_device, open_base, resolve
 
-__all__ = ["import_modules", "longest_row", "run_job"]
+__all__ = ["longest_row", "run_job"]
 
 HELD_OUT_SEED = 0
 """Of the rows that all are judged by, whatever the seed of their training."""
@@ -46,19 +46,6 @@ RUN, TASKS = "training", "tasks"
 Judged = dict[str, list[Row]]
 """Held-out rows by what their labels are: digits of ``facts``, the ``prose`` between them,
 ``text``; of ``recall`` a few to watch the training by."""
-
-
-def import_modules(arena: ArenaConfig) -> None:
-    """Let mixers of one's own register themselves.
-
-    Raises:
-        AllMemError: if a module cannot be imported.
-    """
-    for name in arena.modules:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise AllMemError(f"modules: cannot import {name!r}: {first_line(error)}") from error
 
 
 def run_job(job: Job, on_step: Callable[[Step], None] | None = None) -> None:
