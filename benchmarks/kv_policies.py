@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import allmem
 from allmem.documents import READ, load_book
@@ -30,25 +29,13 @@ from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.sources import load_base, load_tokenizer, smollm2_file
 from benchmarks.measure import record
+from benchmarks.prose import losses
 
-BLOCK = 512
 SENTENCE = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 QUESTION = "What is the pass key?"
 ANSWER = " The pass key is"
 DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.75)
 """Where pass keys stand, as shares of the text."""
-
-
-@torch.no_grad()
-def losses(model: AllMemForCausalLM, ids: Tensor) -> Tensor:
-    """Of every token of ids [1, T] but the first, [T - 1], in nats."""
-    cache, found = AllMemCache(model.config), []
-    for first in range(0, ids.shape[1] - 1, BLOCK):
-        piece = ids[:, first : min(first + BLOCK, ids.shape[1] - 1)]
-        logits = model(input_ids=piece, past_key_values=cache).logits[0].float()
-        following = ids[0, first + 1 : first + 1 + piece.shape[1]]
-        found.append(torch.nn.functional.cross_entropy(logits, following, reduction="none"))
-    return torch.cat(found)
 
 
 @torch.no_grad()

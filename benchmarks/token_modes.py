@@ -17,17 +17,13 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 import allmem
 from allmem.documents import LEARNED, READ, load_book
-from allmem.models.cache import AllMemCache
-from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.sources import load_base, load_tokenizer, smollm2_file
 from benchmarks.measure import record
+from benchmarks.prose import losses
 
-BLOCK = 512
 BOOKS = {"morris": READ, "chesterton": LEARNED}
 VARIANTS: list[dict[str, Any]] = [
     {"threshold": 1},
@@ -38,21 +34,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"threshold": 0.95, "weigh": "token"},
     {"threshold": 0.9, "weigh": "token"},
 ]
-
-
-@torch.no_grad()
-def losses(model: AllMemForCausalLM, ids: Tensor) -> Tensor:
-    """Of every token of ids [1, T] but the first, [T - 1], in nats."""
-    cache, found = AllMemCache(model.config), []
-    for first in range(0, ids.shape[1] - 1, BLOCK):
-        piece = ids[:, first : min(first + BLOCK, ids.shape[1] - 1)]
-        logits = model(input_ids=piece, past_key_values=cache).logits[0].float()
-        found.append(
-            F.cross_entropy(
-                logits, ids[0, first + 1 : first + 1 + piece.shape[1]], reduction="none"
-            )
-        )
-    return torch.cat(found)
 
 
 def main() -> None:

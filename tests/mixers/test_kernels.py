@@ -3,6 +3,7 @@ a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -60,6 +61,13 @@ class Reference:
         given = {name: x.transpose(1, 2) for name, x in given.items()} | {"state": initial_state}
         y, state = (fla_linear if beta is None else fla_delta)(given, decay)
         return y.transpose(1, 2).to(q.dtype), state
+
+
+@pytest.fixture(autouse=True)
+def _installed_or_not() -> Iterator[None]:
+    """What a test says of packages that are there is forgotten afterwards."""
+    yield
+    kernels._known.cache_clear()
 
 
 @pytest.fixture

@@ -17,20 +17,18 @@ built with chunks of 3 to 8 tokens, which it should be. Everything runs in float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from allmem.layout import Layout
 from allmem.mixers.base import Mixer
-from allmem.state import State
+from allmem.mixers.trial import CPU, DTYPE, ConformanceError, Trial, randomise
 
 __all__ = ["ConformanceError", "Failure", "MixerConformance", "check_conformance", "randomise"]
 
-CPU = torch.device("cpu")
-DTYPE = torch.float64
 LENGTHS = (1, 2, 3, 5, 8, 13, 29, 47)
 """Lengths of the sequences, shortest first, so that the first failure is the smallest."""
 RAGGED = [[n, *other] for n in LENGTHS[:-1] for other in ((), (0,), (n // 2,))] + [[29, 3, 0, 8]]
@@ -38,14 +36,6 @@ RAGGED = [[n, *other] for n in LENGTHS[:-1] for other in ((), (0,), (n // 2,))] 
 with."""
 PACKED = [[1, 1], [1, 2], [2, 1], [3, 2], [3, 5], [8, 5], [8, 13], [13, 1, 8, 20]]
 """Lengths of packed documents, in the same order."""
-
-
-class ConformanceError(AssertionError):
-    """A mixer breaks a property; the message gives the smallest failing example that was tried."""
-
-
-Check = Callable[[Mixer, list[int]], None]
-"""Raises if the mixer fails for some lengths."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +46,12 @@ class Failure:
     message: str
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Add noise to every parameter: std 0.3 to vectors, half the usual starting std, and 0.1 at
-    least, to matrices."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            std = 0.3 if parameter.dim() < 2 else max(0.1, 0.5 * parameter.shape[-1] ** -0.5)
-            noise = torch.randn(parameter.shape, generator=generator, dtype=DTYPE)
-            parameter.add_((std * noise).to(parameter))
-
-
-class MixerConformance:
+class MixerConformance(Trial):
     """The suite. Subclass it and give ``make_mixer``."""
 
-    hidden_size: int = 24
-    """D of the mixer that ``make_mixer`` builds."""
-    tolerance: float = 1e-8
-    """Largest absolute difference between two ways of computing the same."""
     counts_flops: bool = True
     """Whether ``flops`` is compared with torch's counter, to 5 %. Off for mixers whose useful work
     the counter cannot see, such as masked attention."""
-    example: str = ""
-    """What a property is tried with at the moment, so that whatever is raised can be told with
-    it."""
-
-    def make_mixer(self) -> Mixer:
-        """A new mixer, with a chunk (if it has one) of 3 to 8 tokens."""
-        raise NotImplementedError
 
     # The properties
 
@@ -319,67 +287,6 @@ class MixerConformance:
                     f"along a random direction of {name} the gradient is {analytic:.9g}, finite "
                     f"differences give {numeric:.9g}"
                 )
-
-    # How they are checked
-
-    def _mixer(self) -> Mixer:
-        self.example = "building the mixer"
-        mixer = self.make_mixer().to(DTYPE)
-        randomise(mixer)
-        return mixer
-
-    def _inputs(self, rows: int, length: int, seed: int = 1) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(rows, length, self.hidden_size, generator=generator, dtype=DTYPE)
-
-    def _start(self, mixer: Mixer, rows: int) -> State:
-        return mixer.init_state(rows, DTYPE, CPU)
-
-    def _read(self, mixer: Mixer, x: Tensor) -> tuple[Tensor, State]:
-        return self._continue(mixer, x, self._start(mixer, x.shape[0]), 0)
-
-    def _read_as(self, mixer: Mixer, x: Tensor, parts: Sequence[int]) -> Tensor:
-        """y of a text that is read in several calls."""
-        pieces, state, done = [], self._start(mixer, x.shape[0]), 0
-        for count in filter(None, parts):
-            y, state = self._continue(mixer, x[:, done : done + count], state, done)
-            pieces.append(y)
-            done += count
-        self.example = f"{x.shape[1]} tokens read as {list(parts)}"
-        return torch.cat(pieces, 1)
-
-    def _continue(self, mixer: Mixer, x: Tensor, state: State, start: int) -> tuple[Tensor, State]:
-        rows, tokens = x.shape[:2]
-        self.example = f"[{rows}, {tokens}] tokens read after {start}"
-        y, state = mixer(x, state, Layout.dense(start, rows, tokens, CPU))
-        return y, state
-
-    def _smallest(self, check: Check, examples: Sequence[list[int]]) -> None:
-        """Check the last and largest of the examples; if it fails, fail with the first that does.
-
-        So a mixer that conforms is checked only once.
-        """
-        mixer = self._mixer()
-        try:
-            check(mixer, examples[-1])
-            return
-        except Exception as error:
-            failed, largest = error, self.example
-        for example in examples[:-1]:
-            check(mixer, example)
-        self.example = largest
-        raise failed
-
-    def _same(self, got: Tensor, expected: Tensor) -> None:
-        """Raise a ConformanceError that tells the example at hand, unless the two are equal."""
-        if got.shape != expected.shape:
-            raise ConformanceError(
-                f"{self.example}: outputs have the shape {list(got.shape)}, not "
-                f"{list(expected.shape)}"
-            )
-        difference = float((got - expected).detach().abs().max()) if got.numel() else 0.0
-        if not difference <= self.tolerance:
-            raise ConformanceError(f"{self.example}: outputs differ by {difference:.3g}")
 
 
 def check_conformance(

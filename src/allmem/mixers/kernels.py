@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -25,6 +26,9 @@ __all__ = ["KERNELS", "delta_kernel", "linear_kernel", "use_kernels"]
 
 KERNELS = ("torch", "fla")
 VARIABLE = "ALLMEM_KERNELS"
+LINEAR = ("simple_gla", "simple_gla", "gla")
+DELTA = ("delta_rule", "gated_delta_rule", "kda")
+"""What their rules are called: without decays, with one for a head, with one for a channel."""
 NARROW = (torch.bfloat16, torch.float16)
 LARGEST = 256
 """Of d and dv: what one tile of the kernels holds."""
@@ -66,14 +70,7 @@ def linear_kernel(
         q, k, v, log_decay, state: as there.
         narrow: the dtype of what q, k and v were computed from; ``None`` for none.
     """
-    if narrow is None or not _takes(q, v, narrow):
-        return None
-    if log_decay is None:
-        return _call(_kernel("simple_gla"), q, k, v, state, narrow)
-    decay = _decay(log_decay)
-    if decay.dim() == 4:
-        return _call(_kernel("gla"), q, k, v, state, narrow, g=decay)
-    return _call(_kernel("simple_gla"), q, k, v, state, narrow, g=decay)
+    return _run(LINEAR, q, k, v, log_decay, state, narrow)
 
 
 def delta_kernel(
@@ -86,17 +83,12 @@ def delta_kernel(
     narrow: torch.dtype | None,
 ) -> tuple[Tensor, Tensor] | None:
     """``recurrence.delta_rule`` by a kernel; as ``linear_kernel``."""
-    if narrow is None or not _takes(q, v, narrow):
-        return None
-    beta = rate.transpose(1, 2).to(narrow)
-    if log_decay is None:
-        return _call(_kernel("delta_rule"), q, k, v, state, narrow, beta=beta)
-    decay = _decay(log_decay)
-    name = "kda" if decay.dim() == 4 else "gated_delta_rule"
-    return _call(_kernel(name), q, k, v, state, narrow, g=decay, beta=beta)
+    return _run(DELTA, q, k, v, log_decay, state, narrow, rate)
 
 
+@cache
 def _known(name: str) -> str:
+    """Kept, since every layer of every call asks, and looking for packages takes its time."""
     if name not in KERNELS:
         raise AllMemError(unknown_name("kernels", name, KERNELS))
     if name == "fla" and not (find_spec("fla") and find_spec("triton")):
@@ -128,23 +120,31 @@ def _kernel(rule: str) -> Kernel:
     return kernel
 
 
-def _decay(log_decay: Tensor) -> Tensor:
-    """[R, N, H] or [R, N, H, d], fp32."""
-    return log_decay.float().clamp(min=STRONGEST).transpose(1, 2)
-
-
-def _call(
-    kernel: Kernel,
+def _run(
+    rules: tuple[str, str, str],
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    log_decay: Tensor | None,
     state: Tensor,
-    narrow: torch.dtype,
-    **rates: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Theirs is [R, N, H, ...]; the factor on queries is in ours already."""
+    narrow: torch.dtype | None,
+    rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Theirs is [R, N, H, ...]; the factor on queries is in ours already.
+
+    Args:
+        rules: what they are called without decays, with one for a head, with one for a channel.
+    """
+    if narrow is None or not _takes(q, v, narrow):
+        return None
     q, k, v = (t.transpose(1, 2).to(narrow) for t in (q, k, v))
-    read, after = kernel(
+    rule, rates = rules[0], {}
+    if log_decay is not None:
+        rule = rules[log_decay.dim() - 2]
+        rates["g"] = log_decay.float().clamp(min=STRONGEST).transpose(1, 2)
+    if rate is not None:
+        rates["beta"] = rate.transpose(1, 2).to(narrow)
+    read, after = _kernel(rule)(
         q, k, v, **rates, scale=1.0, initial_state=state.float(), output_final_state=True
     )
     return read.transpose(1, 2).to(state.dtype), after.to(state.dtype)
