@@ -435,8 +435,8 @@ class Answerer(EvaluatedModel):
 def test_what_cannot_be_asked_is_known_before(tmp_path: Path) -> None:
     task = Letters()
     task.needs = ("session",)
-    with pytest.raises(AllMemError, match=r"letters/plain asks for more .*session.* server"):
-        evaluate([Answerer()], [Letters("letters/one"), task], Setting(), tmp_path / "run")
+    with pytest.raises(AllMemError, match=r"letters/plain cannot be run: .* more .*session"):
+        evaluate([Answerer()], [task], Setting(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -457,6 +457,16 @@ def test_a_task_is_left_out_for_models_that_it_does_not_apply_to(tmp_path: Path)
     assert Run(tmp_path).left_out == {"plain": {"letters/some": "it sees everything"}}
     with pytest.raises(AllMemError, match="letters/some cannot be run: it sees everything"):
         evaluate([plain()], [task], Setting(), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_task_that_applies_to_no_model_does_not_end_a_run_of_others(tmp_path: Path) -> None:
+    tasks = [Letters("letters/all", number=2), ForSome("letters/some", number=2)]
+    with pytest.warns(UserWarning, match="letters/some is left out for plain: it sees everything"):
+        run = evaluate([plain()], tasks, Setting(), tmp_path)
+    assert run.asked == {"plain": ["letters/all"]}
+    scores = run_scores(tmp_path, {task.name: task for task in tasks})
+    assert list(scores.tasks) == [("plain", "letters/all")]
 
 
 def test_what_is_left_out_stays_told_and_groups_are_those_of_all_commands(tmp_path: Path) -> None:

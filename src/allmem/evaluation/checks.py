@@ -53,33 +53,29 @@ def check_request(
             raise AllMemError(f"two {what} are called {twice!r}; name them apart")
     if baseline is not None and baseline not in [model.label for model in models]:
         raise AllMemError(f"baseline = {baseline!r} is none of the models")
-    for model in models:
-        for task in tasks:
-            for need in task.needs:
-                if getattr(type(model), need) is getattr(EvaluatedModel, need):
-                    raise AllMemError(
-                        f"{task.name} asks for more than answers ({need}), which {model.label} "
-                        "cannot give; load the model here, or leave the task out"
-                    )
 
 
 def tasks_left_out(
     models: Sequence[EvaluatedModel], tasks: Sequence[Task]
 ) -> dict[str, dict[str, str]]:
-    """Which tasks do not apply to which model, and why.
+    """Which tasks do not apply to which model, and why; each is told.
 
     Raises:
-        AllMemError: if one applies to none.
+        AllMemError: if no model can be asked any of them.
     """
+    refused = {
+        (model.label, task.name): why
+        for task in tasks
+        for model in models
+        if (why := task.refuses(model)) is not None
+    }
+    if len(refused) == len(models) * len(tasks):
+        (_, name), why = next(iter(refused.items()))
+        raise AllMemError(f"{name} cannot be run: {why}")
     found: dict[str, dict[str, str]] = {}
-    for task in tasks:
-        reasons = {model.label: task.refuses(model) for model in models}
-        if all(reasons.values()):
-            raise AllMemError(f"{task.name} cannot be run: {next(iter(reasons.values()))}")
-        for label, why in reasons.items():
-            if why is not None:
-                warnings.warn(f"{task.name} is left out for {label}: {why}", stacklevel=3)
-                found.setdefault(label, {})[task.name] = why
+    for (label, name), why in refused.items():
+        warnings.warn(f"{name} is left out for {label}: {why}", stacklevel=3)
+        found.setdefault(label, {})[name] = why
     return found
 
 

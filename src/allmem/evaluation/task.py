@@ -170,8 +170,11 @@ class Task(ABC):
     """Whether its examples take long to make, as where each is fitted to a length in tokens."""
 
     def refuses(self, model: EvaluatedModel) -> str | None:
-        """Why a model that can be asked has nothing to be asked about; ``None`` if it has. Such a
-        pair is left out of a run, with a note."""
+        """Why this model cannot be asked; ``None`` if it can. Such a pair is left out of a run,
+        with a note."""
+        for need in self.needs:
+            if getattr(type(model), need) is getattr(EvaluatedModel, need):
+                return f"it asks for more than answers ({need}), which only a model loaded here has"
         return None
 
     @abstractmethod
