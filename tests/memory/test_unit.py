@@ -14,7 +14,7 @@ from allmem.config import MemoryConfig
 from allmem.layout import Layout
 from allmem.memory.inner_loop import inner_loop, network_of
 from allmem.memory.naive import naive_inner_loop
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Written
 from allmem.memory.unit import MemoryUnit
 from allmem.mixers.conformance import randomise
 
@@ -164,7 +164,7 @@ def test_the_starting_step_is_the_named_fraction_of_the_curvature() -> None:
     config = MemoryConfig(chunk=16, heads=2, head_dim=64, width=96).sized(128, 2)
     u = MemoryUnit(128, config, AttentionWeights(2, 2, 64))
     x = torch.randn(1, 2000, 128)
-    eta, beta = u.rates(x)
+    eta, beta = u.rates(Written(x))
     k = F.rms_norm(torch.randn(2000, 64), (64,))
     phi = F.silu(k @ u.initial["gate"][0].T) * (k @ u.initial["up"][0].T)
     assert float(eta[..., 2].mean() * phi.square().sum(-1).mean()) == pytest.approx(0.1, rel=0.15)
@@ -175,7 +175,7 @@ def test_the_starting_step_is_the_named_fraction_of_the_curvature() -> None:
 def test_all_rates_may_start_at_one_number() -> None:
     config = MemoryConfig(chunk=2048, base_rate=0.001, reference_chunk=1024).sized(HIDDEN, KV_HEADS)
     u = MemoryUnit(HIDDEN, config, attention_matrices())
-    eta, _ = u.rates(torch.randn(1, 5, HIDDEN))
+    eta, _ = u.rates(Written(torch.randn(1, 5, HIDDEN)))
     torch.testing.assert_close(eta, torch.full_like(eta, 0.0005), rtol=1e-5, atol=0)
 
 
@@ -193,7 +193,7 @@ def test_the_inner_loss_falls_on_zipf_keys_at_the_starting_values(chunk: int) ->
     law = 1 / torch.arange(1, words + 1, dtype=torch.float64)
     drawn = torch.multinomial(law, chunk * chunks, replacement=True)
     k, v = table_k[drawn][None], table_v[drawn][None]
-    eta, beta = u.rates(torch.zeros(1, len(drawn), heads * d))
+    eta, beta = u.rates(Written(torch.zeros(1, len(drawn), heads * d)))
     network = network_of(config)
     state = u.begin(1, k.dtype).memory
 

@@ -20,7 +20,7 @@ from allmem.config import WindowConfig
 from allmem.distill.matching import match_layers
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Beside, Features
+from allmem.memory.projections import AttentionWeights, Beside, Features, Leaving
 from allmem.mixers import camelot
 from allmem.mixers.attention import FullMixer, WindowMixer
 from allmem.mixers.base import Mixer
@@ -261,9 +261,10 @@ def test_flops_are_what_torch_counts() -> None:
     mixer = memory(slots=600).double()
     x = torch.randn(1, 24, HIDDEN, dtype=torch.float64)
     heads, kv = torch.randn(1, 4, 24, 8).double(), torch.randn(1, 2, 24, 8).double()
-    beside = Beside(heads, heads[..., 0], heads, kv, kv, torch.ones(1, 24, dtype=torch.bool))
+    beside = Beside(heads, heads[..., 0], heads)
+    leaving = Leaving(kv, kv, torch.ones(1, 24, dtype=torch.bool))
     output = torch.randn(HIDDEN, 32).double()
-    features = Features(x, x, x, output, beside)
+    features = Features(x, x, x, output, leaving, beside)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mixer(x, mixer.init_state(1, x.dtype, CPU), Layout.dense(0, 1, 24, CPU), features)
     assert counter.get_total_flops() == pytest.approx(mixer.flops(24), rel=0.05)

@@ -11,7 +11,7 @@ from torch import Tensor
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Wanted
 from allmem.mixers.attention import WindowMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.compressive import BLOCK, CompressiveMixer, CompressiveOptions
@@ -72,7 +72,7 @@ class TestSharedProjections(MixerConformance):
 
     def make_mixer(self) -> Mixer:
         memory = make(projections="shared", write_scope="all")
-        assert memory.reads_features
+        assert memory.wants == Wanted.FEATURES
         return LayerMixer(attention_mixer(WindowMixer, WINDOW), memory)
 
 
@@ -234,7 +234,7 @@ def test_bad_options_are_refused() -> None:
         CompressiveOptions(rate=0)
     with pytest.raises(AllMemError, match="slots = -1"):
         CompressiveOptions(slots=-1)
-    with pytest.raises(AllMemError, match="'shared' cannot be had with it"):
-        CompressiveOptions(projections="shared")
+    with pytest.raises(AllMemError, match=r"in chunks .* 'shared' cannot be had with it"):
+        make(projections="shared")
     with pytest.raises(AllMemError, match="window = 4 is smaller than the 5 tokens"):
         make(rate=6)

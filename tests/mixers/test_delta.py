@@ -126,7 +126,7 @@ def test_the_layer_is_that_of_qwen3_next(calls: list[int]) -> None:
 @pytest.mark.parametrize("name", ["gated_deltanet", "kda"])
 def test_decays_start_between_slow_and_fast(name: str) -> None:
     mixer = delta(name, decay_start="tokens")
-    decays = mixer._log_decay(torch.randn(1, 3, HIDDEN))
+    decays = mixer._log_decay(mixer.decay(torch.randn(1, 3, HIDDEN)))
     # [H] of a token, or [H, d]: over the heads, or over the channels of each.
     for spread in decays[0, :, 0].reshape(-1, 6 if name == "kda" else 2):
         torch.testing.assert_close(spread[0], torch.tensor(-0.001), rtol=1e-3, atol=0)

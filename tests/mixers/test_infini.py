@@ -11,7 +11,7 @@ from torch import Tensor
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Wanted
 from allmem.mixers.attention import WindowMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.conformance import MixerConformance, randomise
@@ -68,7 +68,7 @@ class TestSharedProjections(MixerConformance):
 
     def make_mixer(self) -> Mixer:
         memory = make(projections="shared")
-        assert memory.reads_features
+        assert memory.wants == Wanted.FEATURES
         return LayerMixer(attention_mixer(WindowMixer, WINDOW), memory)
 
 
@@ -214,5 +214,5 @@ def test_bad_options_are_refused() -> None:
         InfiniOptions(update="delat")  # type: ignore[arg-type]
     with pytest.raises(AllMemError, match="chunk = 0"):
         InfiniOptions(chunk=0)
-    with pytest.raises(AllMemError, match="'shared' cannot be had with it"):
-        InfiniOptions(write_scope="evicted", projections="shared")
+    with pytest.raises(AllMemError, match=r"in chunks .* 'shared' cannot be had with it"):
+        make(write_scope="evicted", projections="shared")

@@ -12,6 +12,7 @@ from torch import nn
 from allmem.attention.rotary import Rotary
 from allmem.config import WindowConfig
 from allmem.layout import Layout
+from allmem.memory.projections import Wanted
 from allmem.mixers.attention import AttentionShape, WindowMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.compacting import CompactingMixer
@@ -137,7 +138,7 @@ def test_the_projections_that_it_hands_over_are_those_before_positions() -> None
     layout = Layout.dense(0, 1, 9, CPU)
     ladder, window = policy_mixer("ladder", {}).double(), attention_mixer(WindowMixer, WINDOW)
     found = [
-        mixer.attend(x, mixer.init_state(1, torch.float64, CPU), layout, want_features=True)[2]
+        mixer.attend(x, mixer.init_state(1, torch.float64, CPU), layout, Wanted.FEATURES)[2]
         for mixer in (ladder, window.double())
     ]
     policy, plain = found

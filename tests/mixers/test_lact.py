@@ -14,7 +14,7 @@ import allmem
 from allmem.choices import Conversion
 from allmem.config import WindowConfig
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Written
 from allmem.mixers.allmem import AllMemMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.conformance import MixerConformance, randomise
@@ -145,7 +145,7 @@ def test_it_starts_as_lact_does() -> None:
     assert kind is not None
     mixer = kind.make(256, kind.options({}), AttentionWeights(4, 2, 64), WindowConfig(4096))
     assert isinstance(mixer, AllMemMixer)
-    eta, _ = mixer.unit.rates(torch.randn(1, 3, 256))
+    eta, _ = mixer.unit.rates(Written(torch.randn(1, 3, 256)))
     torch.testing.assert_close(eta, torch.full_like(eta, 0.001), rtol=1e-4, atol=0)
     for weight in mixer.unit.initial.values():
         assert float(weight.detach().norm(dim=-1).mean()) == pytest.approx(1, abs=0.05)

@@ -62,7 +62,7 @@ def by_definition(mixer: LizardMixer, heads: Heads) -> Tensor:
         return torch.cat([up, down], -1) / (up + down).sum(-1, keepdim=True)
 
     f, g = features(heads.k, mixer.k_features), features(heads.q, mixer.q_features)
-    forget = mixer.decay(heads.source).exp()
+    forget = heads.mapped(mixer.decay).exp()
     read = torch.zeros_like(heads.v)
     for t in range(heads.v.shape[2]):
         weights = [

@@ -50,6 +50,19 @@ def test_every_memory_gets_the_sizes_of_the_paper_s(name: str, slot: Slot) -> No
         assert abs(counted.parameters / target.parameters - 1) <= 0.02
 
 
+@pytest.mark.parametrize("name", ["ahn_mamba2", "ahn_gated_deltanet", "gla"])
+def test_what_leaves_a_wide_window_can_be_written_at_equal_sizes(name: str) -> None:
+    """Beside a window of 4096 of a model as Qwen3-0.6B, where hidden states that wait would be more
+    than the paper's whole state."""
+    attention, window = AttentionWeights(16, 8, 128), WindowConfig(4096, 4)
+    slot = Slot(1024, attention, window, chunk=2048, dtype=torch.bfloat16)
+    target = count("allmem", {}, slot)
+    assert target.state_bytes < 4096 * 1024 * 2
+    options = {"write_scope": "evicted", "projections": "shared"}
+    found = match(name, slot, target, {} if name.startswith("ahn") else options)
+    assert found.within(Limits())
+
+
 def test_what_is_counted_is_what_a_conversion_adds() -> None:
     """In a model with weights, alpha included."""
     base = make_base(61)

@@ -44,7 +44,7 @@ def matrix_of(state: State) -> Tensor:
 @torch.no_grad()
 def test_it_is_alive_at_the_start(name: str) -> None:
     """It says something, and something that depends on what it read long ago."""
-    mixer = small_memory(name).double()
+    mixer = small_memory(name, projections="full").double()
     x = torch.randn(1, 30, HIDDEN, dtype=torch.float64)
     y, _ = read(mixer, x)
     x[:, 2:4] += 1
@@ -58,7 +58,7 @@ def test_it_is_alive_at_the_start(name: str) -> None:
 @torch.no_grad()
 def test_sums_over_a_text_stay_in_fp32(name: str) -> None:
     """Rounding bfloat16 inputs and weights costs under 4 % of the output."""
-    mixer = small_memory(name)
+    mixer = small_memory(name, projections="full")
     x = torch.randn(2, 64, HIDDEN)
     exact, _ = read(mixer, x)
     rounded, state = read(mixer.bfloat16(), x.bfloat16())
@@ -70,7 +70,7 @@ def test_sums_over_a_text_stay_in_fp32(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_call_without_tokens_changes_nothing(name: str) -> None:
-    mixer = small_memory(name)
+    mixer = small_memory(name, projections="full")
     _, state = read(mixer, torch.randn(2, 12, HIDDEN))
     before = state.clone()
     y, after = mixer(torch.empty(2, 0, HIDDEN), state, Layout.dense(12, 2, 0, CPU))

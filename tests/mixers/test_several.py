@@ -15,7 +15,7 @@ import allmem
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Wanted
 from allmem.mixers.allmem import AllMemMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.conformance import MixerConformance, randomise
@@ -241,7 +241,7 @@ def test_a_part_may_share_the_attention_s_projections() -> None:
     attention = attention_mixer(WindowMixer, WINDOW)
     shared = part("gated_deltanet", projections="shared", rank=3)
     memory = several(parts=[shared, part("allmem", chunk=4)])
-    assert memory.reads_features
+    assert memory.wants == Wanted.FEATURES
     layer = LayerMixer(attention, memory).double()
     randomise(layer)
     x = inputs(1, 20)

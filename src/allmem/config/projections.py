@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from allmem.config.options import Options, require_choice, require_positive
-from allmem.errors import AllMemError
 
 __all__ = ["KeyNorm", "ProjectionOptions", "Projections", "Start", "WriteScope"]
 
@@ -44,8 +43,3 @@ class ProjectionOptions(Options):
         require_choice(name, "projections", self.projections, get_args(Projections))
         require_choice(name, "start", self.start, get_args(Start))
         require_choice(name, "write_scope", self.write_scope, get_args(WriteScope))
-        if self.write_scope == "evicted" and self.projections == "shared":
-            raise AllMemError(
-                f"{name}: write_scope = 'evicted' writes tokens that attention projected long ago, "
-                "so projections = 'shared' cannot be had with it; choose 'full' or 'lowrank'"
-            )

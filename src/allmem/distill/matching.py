@@ -106,8 +106,7 @@ def matching_loss(
             x,
             state.attention,
             layout,
-            mixed.memory.reads_features,
-            want_beside=mixed.memory.reads_beside,
+            mixed.memory.wants,
         )
         lost = (full - windowed)[chosen].to(wide)
     if mixed.memory.fusion == "gate":

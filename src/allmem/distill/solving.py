@@ -82,9 +82,7 @@ class ReadoutSolver:
         memory = mixed.memory
         assert isinstance(memory, AllMemMixer)
         state = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
-        windowed, _, features = mixed.attention.attend(
-            x, state.attention, layout, memory.reads_features
-        )
+        windowed, _, features = mixed.attention.attend(x, state.attention, layout, memory.wants)
         kept: list[Tensor] = []
         projection = memory.unit.projections.o
         handle = projection.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))

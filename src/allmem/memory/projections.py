@@ -14,7 +14,10 @@ dv of values, where it may differ), Q query heads, K KV heads, E their head size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,16 @@ from allmem.config import ProjectionOptions
 from allmem.errors import AllMemError
 from allmem.layout import Layout
 
-__all__ = ["AttentionWeights", "Beside", "Features", "Projections", "Written"]
+__all__ = [
+    "AttentionWeights",
+    "Beside",
+    "Features",
+    "Leaving",
+    "Narrowing",
+    "Projections",
+    "Wanted",
+    "Written",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,30 @@ class AttentionWeights:
     """W, where it is a window's: what a memory forgets sooner is of no use beside it."""
 
 
+class Wanted(IntEnum):
+    """How much a memory has to know of the attention beside it; each with all before it."""
+
+    NOTHING = 0
+    FEATURES = 1
+    """What it projected: ``Features``."""
+    LEAVING = 2
+    """Which keys and values its window lost: ``Features.leaving``."""
+    BESIDE = 3
+    """What it read, and what its softmax was divided by: ``Features.beside``."""
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What the window loses in this call: with each slot's token the one W before it."""
+
+    k: Tensor
+    """[R, K, N, E], before RoPE; at least fp32, and anything where no token leaves."""
+    v: Tensor
+    """[R, K, N, E]."""
+    leaves: Tensor
+    """[R, N] bool, whether one does that is not a sink."""
+
+
 @dataclass(frozen=True)
 class Beside:
     """What a window attention did in this call, for a memory that joins its softmax."""
@@ -53,13 +89,6 @@ class Beside:
     q: Tensor
     """[R, Q, N, E], its queries for keys that stand just before the window, as the sinks do, and
     are not rotated; with the factor on scores."""
-    k: Tensor
-    """[R, K, N, E], before RoPE, of the token that leaves the window with each slot's token; at
-    least fp32, and anything where none does."""
-    v: Tensor
-    """[R, K, N, E]."""
-    leaves: Tensor
-    """[R, N] bool, whether one does that is not a sink."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +99,48 @@ class Features:
     k: Tensor  # [R, N, K E]
     v: Tensor  # [R, N, K E]
     output: Tensor  # [D, Q E], a weight
-    beside: Beside | None = None  # for mixers that ask for it
+    leaving: Leaving | None = None  # these two for mixers that ask for them
+    beside: Beside | None = None
+
+
+class Narrowing(nn.Module):
+    """A linear map of a hidden state that goes through few numbers: all that has to be kept of the
+    hidden state where it is mapped later."""
+
+    size: int
+    """How many."""
+
+    @abstractmethod
+    def narrow(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., size]."""
+
+    @abstractmethod
+    def widen(self, z: Tensor) -> Tensor:
+        """The rest of the way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.widen(self.narrow(x))
 
 
 @dataclass(frozen=True)
 class Written:
-    """The tokens that a call writes, where they are not those that it reads."""
+    """The tokens that a call writes."""
 
-    x: Tensor
-    """[R, N, D]: the hidden state that slot i writes; 0 where it writes none."""
-    keep: Tensor
-    """[R, N] bool: whether it writes one."""
+    x: Tensor | None
+    """[R, N, D]: the hidden state that slot i writes, 0 where it writes none; ``None`` if only what
+    maps made of it was kept."""
+    keep: Tensor | None = None
+    """[R, N] bool: whether it writes one; ``None`` where all do."""
+    narrowed: Mapping[Narrowing, Tensor] = field(default_factory=dict)
+    """[R, N, size] of each of those maps, where there is no x."""
+
+    def mapped(self, by: nn.Module) -> Tensor:
+        """What a map makes of the hidden states; where they were not kept, one of ``narrowed``."""
+        if self.x is not None:
+            mapped: Tensor = by(self.x)
+            return mapped
+        assert isinstance(by, Narrowing)
+        return by.widen(self.narrowed[by])
 
 
 class Laying:
@@ -179,16 +239,20 @@ def _query_group(head: int, heads: int, attention: AttentionWeights) -> list[int
     return group[twins.index(head) % len(group) :: len(twins)]
 
 
-class LowRank(nn.Module):
+class LowRank(Narrowing):
     """x -> up (down x), a trained map of rank r."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
+        self.size = rank
         self.down = nn.Parameter(torch.empty(rank, inputs))
         self.up = nn.Parameter(torch.empty(outputs, rank))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down), self.up)
+    def narrow(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.down)
+
+    def widen(self, z: Tensor) -> Tensor:
+        return F.linear(z.to(self.up.dtype), self.up)
 
     @torch.no_grad()
     def start_at(self, matrix: Tensor | None) -> None:
@@ -209,8 +273,9 @@ class Projections(nn.Module):
 
     ``full``: trained matrices. ``lowrank``: trained products of rank r. ``shared``: the attention's
     own frozen q, k, v (before RoPE) and output weights, each with a trained difference of rank r
-    that starts at zero. ``full`` and ``lowrank`` start from the attention's weights unless
-    ``options.start`` is ``random``.
+    that starts at zero: a map of x, and with ``write_scope = evicted``, where x is long gone, for k
+    and v one of the attention's k and v. ``full`` and ``lowrank`` start from the attention's
+    weights unless ``options.start`` is ``random``.
 
     Args:
         heads, key_dim, value_dim: H, d and dv.
@@ -248,8 +313,10 @@ class Projections(nn.Module):
             return LowRank(inputs, outputs, options.rank)
 
         self.q = projection(hidden_size, keys)
-        self.k = projection(hidden_size, keys)
-        self.v = projection(hidden_size, values)
+        self.of_lost = self.kind == "shared" and options.write_scope == "evicted"
+        written = attention.kv_heads * attention.head_dim if self.of_lost else hidden_size
+        self.k = projection(written, keys)
+        self.v = projection(written, values)
         self.o = projection(values, hidden_size)
         self.g = projection(hidden_size, values) if gate else None
         self.lay_q = lay_query_heads(heads, key_dim, attention)
@@ -300,14 +367,17 @@ class Projections(nn.Module):
         return {name: shape(getattr(self, name)) for name in ("q", "k", "v", "o")}
 
     def inputs(
-        self, x: Tensor, layout: Layout, features: Features | None, written: Written | None
+        self, x: Tensor, layout: Layout, features: Features | None, written: Written
     ) -> dict[str, Tensor]:
         """{"q" | "k": [R, N, H d], "v": [R, N, H dv]} for x [R, N, D] that is zero in padding
-        slots; so are these. k and v are of what is written."""
-        source = x if written is None else written.x
-        projected = {"q": self.q(x), "k": self.k(source), "v": self.v(source)}
+        slots; so are these. k and v are of what is written, and so have to be those of
+        ``features``."""
+        if self.of_lost:
+            assert features is not None, "what the attention loses is in its features"
+            projected = {"q": self.q(x), "k": self.k(features.k), "v": self.v(features.v)}
+        else:
+            projected = {"q": self.q(x), "k": written.mapped(self.k), "v": written.mapped(self.v)}
         if self.kind == "shared":
-            assert written is None, "the attention projected what is read, not what is written"
             assert features is not None, "shared projections need the attention's features"
             projected["q"] = projected["q"] + self.lay_q(features.q)
             projected["k"] = projected["k"] + self.lay_k(features.k)
@@ -317,6 +387,13 @@ class Projections(nn.Module):
                 valid = layout.valid[..., None]
                 projected = {name: torch.where(valid, p, 0) for name, p in projected.items()}
         return projected
+
+    def narrowings(self) -> list[Narrowing] | None:
+        """The maps of hidden states that are written; ``None`` if they keep all of these."""
+        if self.of_lost:
+            return []
+        maps = [m for m in (self.k, self.v) if isinstance(m, Narrowing)]
+        return maps or None
 
     def gate(self, x: Tensor) -> Tensor:
         """[R, N, H dv], before the activation."""

@@ -25,7 +25,13 @@ from allmem.config import MemoryConfig
 from allmem.layout import Layout
 from allmem.memory.convolution import Convolutions
 from allmem.memory.inner_loop import inner_loop
-from allmem.memory.projections import AttentionWeights, Features, Projections, Written
+from allmem.memory.projections import (
+    AttentionWeights,
+    Features,
+    Narrowing,
+    Projections,
+    Written,
+)
 from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
 
 __all__ = ["MemoryUnit"]
@@ -60,18 +66,22 @@ def unit_length(x: Tensor) -> Tensor:
     return (wide * (wide.square().sum(-1, keepdim=True) + LENGTH_EPS).rsqrt()).to(x.dtype)
 
 
-class Rate(nn.Module):
+class Rate(Narrowing):
     """A linear map of x to one number per output, computed in fp32 at least: small differences of a
     rate matter more than its cost."""
 
     def __init__(self, hidden_size: int, outputs: int) -> None:
         super().__init__()
+        self.size = outputs
         self.weight = nn.Parameter(torch.zeros(outputs, hidden_size))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def narrow(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+    def widen(self, z: Tensor) -> Tensor:
+        return z
 
 
 class MemoryUnit(nn.Module):
@@ -188,6 +198,7 @@ class MemoryUnit(nn.Module):
         # Padding may hold anything; from here on it holds zeros.
         if not layout.full:
             x = torch.where(layout.valid[..., None], x, 0)
+        written = Written(x) if written is None else written
         projected = self.projections.inputs(x, layout, features, written)
         tails: dict[str, Tensor] = {}
         if self.config.conv:
@@ -205,9 +216,7 @@ class MemoryUnit(nn.Module):
                 v = F.silu(v)
             if self.config.normalize_values:
                 v = self.v_norm(v)
-            eta, beta = self.rates(x if written is None else written.x, layout.chunk)
-            if written is not None:
-                eta, beta = eta * written.keep[..., None, None], beta * written.keep[..., None]
+            eta, beta = self.rates(written, layout.chunk)
             read, memory = inner_loop(
                 q, k, v, eta, beta, state.memory, dict(self.initial), layout, self.config
             )
@@ -216,19 +225,22 @@ class MemoryUnit(nn.Module):
             read = read * (2 * torch.sigmoid(self.projections.gate(x)))
         return self.projections.output(read, features), UnitState(memory, tails)
 
-    def rates(self, x: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    def rates(self, written: Written, chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """The inner learning rates eta [R, N, H, M] and momentum decays beta [R, N, H] of every
-        token.
+        token; 0 where none is written.
 
         Args:
             chunk: C, if it is not the configured one; rates are scaled by min(1, C_ref / C).
         """
         scale = min(1.0, self.config.reference_chunk / (chunk or self.config.chunk))
-        eta = F.softplus(self.eta(x)) * scale
+        eta = F.softplus(written.mapped(self.eta)) * scale
         eta = eta.unflatten(-1, (self.heads, -1))
-        if not self.config.momentum:
-            return eta, torch.zeros_like(eta[..., 0])
-        return eta, self.beta(x).sigmoid()
+        beta = torch.zeros_like(eta[..., 0])
+        if self.config.momentum:
+            beta = written.mapped(self.beta).sigmoid()
+        if written.keep is not None:
+            eta, beta = eta * written.keep[..., None, None], beta * written.keep[..., None]
+        return eta, beta
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))

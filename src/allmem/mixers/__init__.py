@@ -1,6 +1,13 @@
 """Token mixers: the contract, the registry, and one file for each kind."""
 
-from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.projections import (
+    AttentionWeights,
+    Features,
+    Leaving,
+    Narrowing,
+    Wanted,
+    Written,
+)
 from allmem.mixers.base import Capabilities, MemoryMixer, Mixer
 from allmem.mixers.registry import MemoryKind, expand_pattern, mixer_names, register_memory
 
@@ -27,9 +34,12 @@ __all__ = [
     "AttentionWeights",
     "Capabilities",
     "Features",
+    "Leaving",
     "MemoryKind",
     "MemoryMixer",
     "Mixer",
+    "Narrowing",
+    "Wanted",
     "Written",
     "allmem",
     "blocks",

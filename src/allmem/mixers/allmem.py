@@ -19,7 +19,7 @@ from torch import Tensor
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
 from allmem.memory.muon import orthogonalise_flops
-from allmem.memory.projections import AttentionWeights, Features, Written
+from allmem.memory.projections import AttentionWeights, Features, Narrowing, Wanted, Written
 from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
 from allmem.memory.unit import MemoryUnit
 from allmem.mixers.base import Capabilities, MemoryMixer
@@ -56,10 +56,17 @@ class AllMemMixer(MemoryMixer):
         self.unit = MemoryUnit(
             hidden_size, config.sized(hidden_size, attention.kv_heads), attention
         )
-        self.reads_features = config.projections == "shared"
+        if config.projections == "shared":
+            self.wants = Wanted.FEATURES
 
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> UnitState:
         return self.unit.begin(rows, dtype)
+
+    def narrowings(self) -> list[Narrowing]:
+        unit = self.unit
+        written = unit.projections.narrowings()
+        rates = [unit.eta, unit.beta] if unit.config.momentum else [unit.eta]
+        return [] if written is None else [*written, *rates]
 
     def lag(self, layout: Layout) -> int:
         return layout.chunk or self.unit.config.chunk

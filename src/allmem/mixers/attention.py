@@ -28,7 +28,7 @@ from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import Beside, Features
+from allmem.memory.projections import Beside, Features, Leaving, Wanted
 from allmem.mixers.base import Capabilities, Mixer
 from allmem.state import State
 
@@ -69,8 +69,7 @@ class _Tap:
     mixer: AttentionMixer
     state: State
     layout: Layout
-    want_features: bool
-    want_beside: bool = False
+    wanted: Wanted
     features: Features | None = None
 
 
@@ -105,17 +104,18 @@ class AttentionMixer(Mixer):
         x: Tensor,
         state: State,
         layout: Layout,
-        want_features: bool = False,
+        wanted: Wanted = Wanted.NOTHING,
         table: tuple[Tensor, Tensor] | None = None,
-        want_beside: bool = False,
     ) -> tuple[Tensor, State, Features | None]:
-        """``forward``, and on request what the attention projected: for a memory that shares it.
+        """``forward``, and as much of the attention's features as is wanted.
 
         Args:
             table: cos and sin to rotate by, [R, N, P] each, in place of ``rotary``'s.
-            want_beside: with the features, what a window attention did (``Features.beside``).
+
+        Raises:
+            AllMemError: if what is wanted is a window's, and this is none.
         """
-        tap = _Tap(self, state, layout, want_features, want_beside)
+        tap = _Tap(self, state, layout, wanted)
         if table is None:
             table = self._table(x, layout)
         y = self.core(
@@ -150,9 +150,18 @@ class AttentionMixer(Mixer):
         output: Any = self.core.o_proj
         return Features(q, k, v, output.weight)
 
-    def beside(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
-    ) -> Beside:
+    def leaving(self, k: Tensor, v: Tensor, state: State, layout: Layout) -> Leaving:
+        """What the window loses while ``mix`` reads the same keys and values.
+
+        Raises:
+            AllMemError: for an attention without a window.
+        """
+        raise AllMemError(
+            f"{type(self).__name__} has no window: a memory that goes on with what one loses, or "
+            "joins its softmax, cannot stand beside it"
+        )
+
+    def beside(self, q: Tensor, k: Tensor, state: State, layout: Layout, scale: float) -> Beside:
         """What ``mix`` will do with the same arguments, but for what it reads.
 
         Raises:
@@ -249,23 +258,27 @@ class WindowMixer(AttentionMixer):
         back = self.rotary.back_to_window(layout, limit, q.dtype) if window.sinks else None
         return None if back is None else rotate(q, back)
 
-    def beside(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
-    ) -> Beside:
+    def leaving(self, k: Tensor, v: Tensor, state: State, layout: Layout) -> Leaving:
         assert isinstance(state, RingState)
         window = self.window_of(layout.window)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        far = q
+        wide = torch.promote_types(k.dtype, torch.float32)
         keys, values = (t.to(wide) for t in state.leaving(k, v, layout, window))
+        if self.rotary is not None:
+            keys = rotate(keys, self.rotary.back_to_start(layout, wide, window.window))
+        leaves = layout.valid & (layout.positions - window.window >= window.sinks)
+        return Leaving(keys, values, leaves)
+
+    def beside(self, q: Tensor, k: Tensor, state: State, layout: Layout, scale: float) -> Beside:
+        assert isinstance(state, RingState)
+        window = self.window_of(layout.window)
+        far = q
         if self.rotary is not None:
             limit = window.sinks + window.window - 1
             back = self.rotary.back_to_window(layout, limit, q.dtype)
             far = q if back is None else rotate(q, back)
-            keys = rotate(keys, self.rotary.back_to_start(layout, wide, window.window))
         mass = window_mass(q, far, k, state, layout, window, scale=scale)
-        leaves = layout.valid & (layout.positions - window.window >= window.sinks)
         # What was read is not known yet.
-        return Beside(q, mass, far.to(wide) * scale, keys, values, leaves)
+        return Beside(q, mass, far.to(torch.promote_types(q.dtype, torch.float32)) * scale)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         return self._kv_bytes(self.window.window + self.window.sinks, dtype)
@@ -327,17 +340,19 @@ def _attend(
             "window attention does not compute"
         )
     tap = allmem_tap
-    if tap.want_features:
-        tap.features = tap.mixer.features_of(query, key, value, tap.layout)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    beside = None
-    if tap.want_beside:
-        beside = tap.mixer.beside(query, key, value, tap.state, tap.layout, scale)
-    y, tap.state = tap.mixer.mix(query, key, value, tap.state, tap.layout, scale)
-    if beside is not None:
-        assert tap.features is not None
-        beside = dataclasses.replace(beside, read=y)
-        tap.features = dataclasses.replace(tap.features, beside=beside)
+    mixer, features, leaving, beside = tap.mixer, None, None, None
+    # Before the state is consumed.
+    if tap.wanted >= Wanted.FEATURES:
+        features = mixer.features_of(query, key, value, tap.layout)
+    if tap.wanted >= Wanted.LEAVING:
+        leaving = mixer.leaving(key, value, tap.state, tap.layout)
+    if tap.wanted >= Wanted.BESIDE:
+        beside = mixer.beside(query, key, tap.state, tap.layout, scale)
+    y, tap.state = mixer.mix(query, key, value, tap.state, tap.layout, scale)
+    if features is not None:
+        beside = beside and dataclasses.replace(beside, read=y)
+        tap.features = dataclasses.replace(features, leaving=leaving, beside=beside)
     return y.transpose(1, 2), None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from allmem.config import Fusion
 from allmem.layout import Layout
-from allmem.memory.projections import Features, Written
+from allmem.memory.projections import Features, Narrowing, Wanted, Written
 from allmem.state import State
 
 __all__ = ["Capabilities", "MemoryMixer", "Mixer"]
@@ -41,10 +41,8 @@ class Mixer(nn.Module, ABC):
     capabilities: ClassVar[Capabilities] = Capabilities()
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     """Names of submodules or parameters that stay in fp32 when the model is in half precision."""
-    reads_features: bool = False
-    """Whether ``forward`` needs the attention's features."""
-    reads_beside: bool = False
-    """Whether those have to say what the window attention did (``Features.beside``)."""
+    wants: Wanted = Wanted.NOTHING
+    """How much of the attention's features ``forward`` needs."""
     initial_alpha: float = 0.0
     """Where the layer's alpha starts. Not at zero for a memory that needs no training; such a one
     says nothing, 0, as long as all tokens are in the window."""
@@ -111,6 +109,11 @@ class MemoryMixer(Mixer):
         written before it reads, C where writing waits for the end of a chunk."""
         return 0
 
+    def narrowings(self) -> list[Narrowing]:
+        """The maps through which alone a hidden state is written; none if the hidden state itself
+        has to be at hand then. They are all that a token that waits has to keep."""
+        return []
+
     @abstractmethod
     def forward(
         self,
@@ -120,7 +123,8 @@ class MemoryMixer(Mixer):
         features: Features | None = None,
         written: Written | None = None,
     ) -> tuple[Tensor, State]:
-        """As ``Mixer.forward``; ``written``, if given, is what every slot writes."""
+        """As ``Mixer.forward``; ``written``, if given, is what every slot writes, and the keys and
+        values of ``features`` are of the same tokens."""
 
     def flops(self, tokens: int) -> int:
         return sum(self.flops_by_part(tokens).values())

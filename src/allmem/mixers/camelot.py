@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from allmem.config import Options, require_choice, require_positive
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights, Beside, Features
+from allmem.memory.projections import AttentionWeights, Beside, Features, Leaving, Wanted
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.base import Capabilities, Mixer
 from allmem.mixers.modes import Modes, read_modes, write_modes
@@ -92,8 +92,7 @@ class CamelotMixer(Mixer):
     """
 
     capabilities = Capabilities(constant_state=True, trainable=False)
-    reads_features = True
-    reads_beside = True
+    wants = Wanted.BESIDE
     initial_alpha = 1.0
 
     def __init__(
@@ -118,21 +117,21 @@ class CamelotMixer(Mixer):
         self, x: Tensor, state: State, layout: Layout, features: Features | None = None
     ) -> tuple[Tensor, Modes]:
         assert isinstance(state, Modes)
-        if features is None or features.beside is None:
+        if features is None or features.beside is None or features.leaving is None:
             raise AllMemError(
                 "camelot joins the softmax of a window attention: it has to stand beside one, "
                 "alone, as mixers = 'camelot' does"
             )
         beside = features.beside
         with torch.autocast(x.device.type, enabled=False):
-            found, mass, state = self._go_through(beside, state, layout)
+            found, mass, state = self._go_through(beside, features.leaving, state, layout)
             share = torch.sigmoid(mass - beside.mass.to(mass.dtype))[..., None]
             change = share * (found - beside.read.to(found.dtype))
         change = change.transpose(1, 2).flatten(2).to(x.dtype)
         return F.linear(change, features.output), state
 
     def _go_through(
-        self, beside: Beside, state: Modes, layout: Layout
+        self, beside: Beside, leaving: Leaving, state: Modes, layout: Layout
     ) -> tuple[Tensor, Tensor, Modes]:
         """Write and read all tokens.
 
@@ -145,14 +144,14 @@ class CamelotMixer(Mixer):
         if not layout.full:
             q = torch.where(layout.valid[:, None, :, None], q, 0)
         q = q.unflatten(1, (self.kv_heads, -1)).transpose(2, 3)  # [R, K, N, G, E]
-        pairs = torch.cat([beside.k, beside.v], -1).to(wide)
-        pairs = torch.where(beside.leaves[:, None, :, None], pairs, 0)
+        pairs = torch.cat([leaving.k, leaving.v], -1).to(wide)
+        pairs = torch.where(leaving.leaves[:, None, :, None], pairs, 0)
         found, mass = [], []
         for first in range(0, layout.slots, BLOCK):
             now = slice(first, first + BLOCK)
             state, displaced = write_modes(
                 pairs[:, :, now],
-                beside.leaves[:, now],
+                leaving.leaves[:, now],
                 layout.positions[:, now],
                 state,
                 self.options.threshold,

@@ -162,7 +162,7 @@ class CompressiveMixer(HeadMixer[CompressiveState]):
     def mix(
         self, heads: Heads, state: CompressiveState, layout: Layout
     ) -> tuple[Tensor, CompressiveState]:
-        keep = heads.keep if heads.keep is not None else layout.valid
+        keep = heads.written.keep if heads.written.keep is not None else layout.valid
         q = heads.q * self.shell.key_dim**-0.5
         pieces = []
         for first in range(0, layout.slots, BLOCK):

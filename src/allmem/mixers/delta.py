@@ -31,7 +31,6 @@ from allmem.mixers.matrix import (
     LowRankRate,
     MatrixMixer,
     MatrixOptions,
-    multiplied,
     spread_speeds,
 )
 from allmem.mixers.recurrence import CHANNEL_BLOCK, block_flops, delta_rule
@@ -104,21 +103,19 @@ class DeltaMixer(MatrixMixer):
         self.decay.bias.copy_(speeds.expm1().log())
 
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        rate = heads.kept(self.rate(heads.source).sigmoid().mT)
-        decay = None if self.forgets == "none" else heads.kept(self._log_decay(heads.source))
+        rate = heads.kept(heads.mapped(self.rate).sigmoid().mT)
+        decay = None
+        if self.forgets != "none":
+            decay = heads.kept(self._log_decay(heads.mapped(self.decay)))
         q = heads.q * self.shell.key_dim**-0.5
-        block, narrow = self.options.block, heads.source.dtype
-        return delta_rule(q, heads.k, heads.v, rate, decay, matrix, block, narrow)
+        return delta_rule(q, heads.k, heads.v, rate, decay, matrix, self.options.block, heads.dtype)
 
-    def _log_decay(self, source: Tensor) -> Tensor:
-        """log a_t, [R, H, N] or [R, H, N, d]."""
-        speed = F.softplus(self.decay(source)).unflatten(-1, (self.shell.heads, -1))
+    def _log_decay(self, mapped: Tensor) -> Tensor:
+        """log a_t, [R, H, N] or [R, H, N, d], of W_a x_t + c."""
+        speed = F.softplus(mapped).unflatten(-1, (self.shell.heads, -1))
         log_decay = -self.log_speed.to(speed.dtype).exp()[:, None] * speed  # [R, N, H, 1 or d]
         log_decay = log_decay.transpose(1, 2)
         return log_decay if self.forgets == "channel" else log_decay[..., 0]
-
-    def rate_weights(self) -> int:
-        return multiplied(self.rate, *([] if self.forgets == "none" else [self.decay]))
 
     def rule_flops(self, tokens: int) -> int:
         block = self.options.block

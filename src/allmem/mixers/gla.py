@@ -27,7 +27,6 @@ from allmem.mixers.matrix import (
     LowRankRate,
     MatrixMixer,
     MatrixOptions,
-    multiplied,
     spread_speeds,
 )
 from allmem.mixers.recurrence import CHANNEL_BLOCK, block_flops, linear_rule
@@ -61,9 +60,9 @@ class ChannelDecay(LowRankRate):
             start = -(spread_speeds(channels, window) * normaliser).expm1().log()
             self.bias.copy_(start.repeat(heads))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[R, N, D] to [R, H, N, channels], at most 0."""
-        log_decay = F.logsigmoid(super().forward(x)) / self.normaliser
+    def widen(self, z: Tensor) -> Tensor:
+        """[R, N, rank] to [R, H, N, channels], at most 0."""
+        log_decay = F.logsigmoid(super().widen(z)) / self.normaliser
         return log_decay.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -111,12 +110,9 @@ class GlaMixer(MatrixMixer):
         )
 
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        decay = heads.kept(self.decay(heads.source))
+        decay = heads.kept(heads.mapped(self.decay))
         q = heads.q * self.shell.key_dim**-0.5
-        return linear_rule(q, heads.k, heads.v, decay, matrix, self.block, heads.source.dtype)
-
-    def rate_weights(self) -> int:
-        return multiplied(self.decay)
+        return linear_rule(q, heads.k, heads.v, decay, matrix, self.block, heads.dtype)
 
     def rule_flops(self, tokens: int) -> int:
         return block_flops(tokens, self.block, *self.matrix_shape, delta=False)

@@ -25,7 +25,14 @@ from torch.nn import functional as F
 from allmem.config import HeadOptions
 from allmem.layout import Layout
 from allmem.memory.convolution import Convolutions
-from allmem.memory.projections import AttentionWeights, Features, Projections, Written
+from allmem.memory.projections import (
+    AttentionWeights,
+    Features,
+    Narrowing,
+    Projections,
+    Wanted,
+    Written,
+)
 from allmem.memory.state import accumulation_dtype
 from allmem.memory.unit import HeadNorm, unit_length
 from allmem.mixers.base import MemoryMixer
@@ -44,18 +51,24 @@ class Heads:
     """[R, H, N, d], 0 where nothing is written."""
     v: Tensor
     """[R, H, N, dv], 0 where nothing is written."""
-    source: Tensor
-    """[R, N, D], the hidden states that are written: what rates of writing depend on."""
-    keep: Tensor | None
-    """[R, N] bool, whether a slot writes; ``None`` where all do."""
+    written: Written
+    """What k and v are of."""
     tails: dict[str, Tensor]
     """Of the convolutions, after the call."""
+    dtype: torch.dtype
+    """Of the hidden states."""
+
+    def mapped(self, by: Narrowing) -> Tensor:
+        """What a map makes of the hidden states that are written; it has to be a submodule of the
+        mixer."""
+        return self.written.mapped(by)
 
     def kept(self, rate: Tensor, otherwise: float = 0.0) -> Tensor:
         """A rate [R, H, N, ...], with ``otherwise`` where nothing is written."""
-        if self.keep is None:
+        keep = self.written.keep
+        if keep is None:
             return rate
-        keep = self.keep[:, None].view(*self.keep.shape[:1], 1, -1, *[1] * (rate.dim() - 3))
+        keep = keep.view(keep.shape[0], 1, -1, *[1] * (rate.dim() - 3))
         return torch.where(keep, rate, otherwise)
 
 
@@ -116,10 +129,8 @@ class HeadShell(nn.Module):
         Args:
             x: [R, N, D], zero in padding slots.
         """
-        keep = None if layout.full else layout.valid
-        source = x
-        if written is not None:
-            source, keep = written.x, written.keep
+        if written is None:
+            written = Written(x, None if layout.full else layout.valid)
         projected = self.projections.inputs(x, layout, features, written)
         after: dict[str, Tensor] = {}
         if self.options.conv:
@@ -134,11 +145,11 @@ class HeadShell(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         elif self.options.qk_norm == "l2":
             q, k = unit_length(q), unit_length(k)
-        if keep is not None:
+        if written.keep is not None:
             # The convolutions go on into the padding behind a row.
-            k, v = (torch.where(keep[..., None, None], t, 0) for t in (k, v))
+            k, v = (torch.where(written.keep[..., None, None], t, 0) for t in (k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return Heads(q, k, v, source, keep, after)
+        return Heads(q, k, v, written, after, x.dtype)
 
     def output(
         self,
@@ -199,7 +210,8 @@ class HeadMixer(MemoryMixer, Generic[AnyState]):
         super().__init__()
         self.options = options.sized(hidden_size, attention.kv_heads)
         self.shell = HeadShell(hidden_size, self.options, attention)
-        self.reads_features = options.projections == "shared"
+        if options.projections == "shared":
+            self.wants = Wanted.FEATURES
 
     @abstractmethod
     def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> AnyState:
@@ -220,6 +232,13 @@ class HeadMixer(MemoryMixer, Generic[AnyState]):
     def output(self, read: Tensor, x: Tensor, features: Features | None) -> Tensor:
         """As ``HeadShell.output``."""
         return self.shell.output(read, x, features)
+
+    def narrowings(self) -> list[Narrowing]:
+        written = self.shell.projections.narrowings()
+        return [] if written is None else [*written, *self._rates()]
+
+    def _rates(self) -> list[Narrowing]:
+        return [child for child in self.children() if isinstance(child, Narrowing)]
 
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> AnyState:
         return replace(self.begin(rows, dtype, device), tails=self.shell.begin(rows, dtype))
@@ -251,5 +270,9 @@ class HeadMixer(MemoryMixer, Generic[AnyState]):
         return self.shell.tail_bytes(dtype)
 
     def flops_by_part(self, tokens: int) -> dict[str, int]:
-        """Of the projections; a subclass adds its own."""
-        return {"memory projections": tokens * self.shell.projections.flops()}
+        """Of the projections and rates; a subclass adds its own."""
+        rates = self._rates()
+        # Biases multiply nothing.
+        weights = sum(p.numel() for rate in rates for p in rate.parameters() if p.dim() == 2)
+        parts = {"memory projections": tokens * self.shell.projections.flops()}
+        return {**parts, "memory rates": tokens * 2 * weights} if rates else parts

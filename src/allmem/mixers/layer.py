@@ -118,8 +118,7 @@ class LayerMixer(Mixer):
             x,
             state.attention,
             layout,
-            self.memory.reads_features,
-            want_beside=self.memory.reads_beside,
+            self.memory.wants,
         )
         remembered, memory = self.memory(x, state.memory, layout, features)
         if not self._in_context:

@@ -29,7 +29,7 @@ from allmem.errors import AllMemError
 from allmem.memory.projections import AttentionWeights
 from allmem.mixers.gla import ChannelDecay
 from allmem.mixers.heads import Heads
-from allmem.mixers.matrix import MatrixMixer, MatrixOptions, multiplied
+from allmem.mixers.matrix import MatrixMixer, MatrixOptions
 from allmem.mixers.recurrence import CHANNEL_BLOCK, block_flops, linear_rule
 from allmem.mixers.registry import MemoryKind, register_memory
 
@@ -109,8 +109,8 @@ class LizardMixer(MatrixMixer):
         k = heads.kept(_softmax_features(heads.k, self.k_features))
         q = _softmax_features(heads.q, self.q_features)
         v = torch.cat([heads.v, torch.ones_like(heads.v[..., :1])], -1)
-        decay = heads.kept(self.decay(heads.source))
-        read, matrix = linear_rule(q, k, v, decay, matrix, self.block, heads.source.dtype)
+        decay = heads.kept(heads.mapped(self.decay))
+        read, matrix = linear_rule(q, k, v, decay, matrix, self.block, heads.dtype)
         read = read[..., :-1] / (read[..., -1:] + MASS_EPS)
         if self.meta:
             read = read + self._meta_memory(heads.q)
@@ -120,9 +120,6 @@ class LizardMixer(MatrixMixer):
         """What the learned tokens say to q, [R, H, N, dv]."""
         keys, values = self.meta_keys.to(q.dtype), self.meta_values.to(q.dtype)
         return (q @ keys.mT * self.shell.key_dim**-0.5).softmax(-1) @ values
-
-    def rate_weights(self) -> int:
-        return multiplied(self.decay)
 
     def rule_flops(self, tokens: int) -> int:
         key_dim, value_dim = self.shell.key_dim, self.shell.value_dim

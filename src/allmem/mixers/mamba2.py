@@ -32,7 +32,6 @@ from allmem.mixers.matrix import (
     AHN,
     MatrixMixer,
     MatrixOptions,
-    multiplied,
     spread_speeds,
 )
 from allmem.mixers.recurrence import block_flops, linear_rule
@@ -91,17 +90,14 @@ class Mamba2Mixer(MatrixMixer):
             self.log_speed.copy_((spread_speeds(len(steps), self.decay_window) / steps).log())
 
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        step = heads.kept(F.softplus(self.step(heads.source)).mT)  # [R, H, N]
+        step = heads.kept(F.softplus(heads.mapped(self.step)).mT)  # [R, H, N]
         log_decay = -self.log_speed.to(step.dtype).exp()[:, None] * step
         k = heads.k * step[..., None]
-        block, narrow = self.options.block, heads.source.dtype
-        read, matrix = linear_rule(heads.q, k, heads.v, log_decay, matrix, block, narrow)
+        block = self.options.block
+        read, matrix = linear_rule(heads.q, k, heads.v, log_decay, matrix, block, heads.dtype)
         if self.skip is not None:
             read = read + self.skip.to(read.dtype)[:, None, None] * heads.v
         return read, matrix
-
-    def rate_weights(self) -> int:
-        return multiplied(self.step)
 
     def rule_flops(self, tokens: int) -> int:
         return block_flops(tokens, self.options.block, *self.matrix_shape, delta=False)

@@ -7,7 +7,8 @@ device, so it knows of no mixer in particular, and no weight is ever made.
 
 Projections stay full where the state's sizes alone suffice. Else they become low-rank and the rank
 is solved for: at equal bytes a matrix memory has wider heads than the paper's network, and full
-projections around wider heads have too many parameters.
+projections around wider heads have too many parameters. If what waits to be written is too large
+even so, they are shared with the attention.
 """
 
 from __future__ import annotations
@@ -230,9 +231,13 @@ def _free(kind: MemoryKind, sizes: str, fixed: Mapping[str, Any]) -> list[str]:
 def _forms(kind: MemoryKind, fixed: Mapping[str, Any], compares: bool) -> list[dict[str, Any]]:
     """Options beside the sizes, in the order in which they are tried."""
     ranked = "rank" in _free(kind, "parameter_sizes", fixed)
-    if compares and ranked and "projections" not in {**kind.preset, **fixed}:
-        return [{}, {"projections": "lowrank"}]
-    return [{}]
+    if not compares or not ranked or "projections" in {**kind.preset, **fixed}:
+        return [{}]
+    forms: list[dict[str, Any]] = [{}, {"projections": "lowrank"}]
+    if {**kind.preset, **fixed}.get("write_scope") == "evicted":
+        # Of these nothing waits beside the window but rates.
+        forms.append({"projections": "shared"})
+    return forms
 
 
 def _ranks(kind: MemoryKind, fixed: Mapping[str, Any], chosen: Any) -> list[str]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from allmem.config import HeadOptions, require_choice, require_positive
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Narrowing
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.heads import HeadMixer, Heads, HeadState
 
@@ -28,7 +28,6 @@ __all__ = [
     "MatrixMixer",
     "MatrixOptions",
     "MatrixState",
-    "multiplied",
     "spread_speeds",
 ]
 
@@ -41,6 +40,7 @@ DecayStart = Literal["window", "tokens"]
 
 AHN: dict[str, Any] = {
     "write_scope": "evicted",
+    "projections": "shared",
     "conv": 0,
     "activation": False,
     "qk_norm": "l2",
@@ -50,9 +50,10 @@ AHN: dict[str, Any] = {
 
 As there, the token that leaves the window is written before the query reads, sinks never are, the
 rates are those of the token that is written and the gate is that of the query, and nothing stands
-between the projections and the rule but the norm. Their q, k and v are the attention's own, rotated
-and frozen; here they start from its weights and are not rotated. Their gate is one number for each
-head and their output projection one small matrix for each; here both are the shell's.
+between the projections and the rule but the norm. q, k and v are the attention's own and frozen, k
+and v taken from the window as it loses them; unlike there they are not rotated, and a difference of
+low rank is trained. Their gate is one number for each head and their output projection one small
+matrix for each; here both are the shell's.
 """
 
 
@@ -66,27 +67,25 @@ def spread_speeds(count: int, window: int | None = None) -> Tensor:
     return torch.logspace(0, 1, count, base=slowest / fastest) / slowest
 
 
-class LowRankRate(nn.Module):
+class LowRankRate(Narrowing):
     """A map of x of rank r to one number per output, computed in fp32 at least; it starts as its
     bias alone."""
 
     def __init__(self, hidden_size: int, outputs: int, rank: int) -> None:
         super().__init__()
+        self.size = rank
         self.down = nn.Parameter(torch.empty(rank, hidden_size))
         self.up = nn.Parameter(torch.zeros(outputs, rank))
         self.bias = nn.Parameter(torch.zeros(outputs))
         with torch.no_grad():
             self.down.normal_(std=hidden_size**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def narrow(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        inner = F.linear(x.to(dtype), self.down.to(dtype))
-        return F.linear(inner, self.up.to(dtype), self.bias.to(dtype))
+        return F.linear(x.to(dtype), self.down.to(dtype))
 
-
-def multiplied(*rates: nn.Module) -> int:
-    """Weights of rates that multiply something: all but their biases."""
-    return sum(p.numel() for rate in rates for p in rate.parameters() if p.dim() == 2)
+    def widen(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.up.to(z.dtype), self.bias.to(z.dtype))
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,6 @@ class MatrixMixer(HeadMixer[MatrixState]):
         """
 
     @abstractmethod
-    def rate_weights(self) -> int:
-        """Weights of what is computed for each token beside q, k, v, gate and output."""
-
-    @abstractmethod
     def rule_flops(self, tokens: int) -> int:
         """Of one head, for the first ``tokens`` tokens of a sequence."""
 
@@ -169,6 +164,5 @@ class MatrixMixer(HeadMixer[MatrixState]):
     def flops_by_part(self, tokens: int) -> dict[str, int]:
         return {
             **super().flops_by_part(tokens),
-            "memory rates": tokens * 2 * self.rate_weights(),
             "memory rule": self.shell.heads * self.rule_flops(tokens),
         }

@@ -30,7 +30,7 @@ from allmem.config import require_choice, require_positive
 from allmem.memory.projections import AttentionWeights
 from allmem.memory.unit import Rate
 from allmem.mixers.heads import Heads
-from allmem.mixers.matrix import MatrixMixer, MatrixOptions, multiplied, spread_speeds
+from allmem.mixers.matrix import MatrixMixer, MatrixOptions, spread_speeds
 from allmem.mixers.recurrence import Decay
 from allmem.mixers.registry import MemoryKind, register_memory
 
@@ -185,8 +185,8 @@ class MesaMixer(MatrixMixer):
         return self.shell.key_dim, self.shell.key_dim + self.shell.value_dim
 
     def rule(self, heads: Heads, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        rate = heads.kept(self.rate(heads.source).sigmoid().mT)
-        decay = heads.kept(F.logsigmoid(self.decay(heads.source)).mT)
+        rate = heads.kept(heads.mapped(self.rate).sigmoid().mT)
+        decay = heads.kept(F.logsigmoid(heads.mapped(self.decay)).mT)
         ridge = F.softplus(self.ridge.to(matrix.dtype)) + SMALLEST_RIDGE
         return mesa_rule(
             heads.q,
@@ -199,9 +199,6 @@ class MesaMixer(MatrixMixer):
             self.options.block,
             self.iterations,
         )
-
-    def rate_weights(self) -> int:
-        return multiplied(self.rate, self.decay)
 
     def rule_flops(self, tokens: int) -> int:
         """Of a head: every product with H_t twice n^2 d within the block and n d^2 across; or, for

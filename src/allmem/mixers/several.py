@@ -70,7 +70,7 @@ class SeveralMixer(MemoryMixer):
         self.options = options
         self.parts = nn.ModuleList(made)
         self.chunks = [getattr(values, "chunk", None) for _, values in chosen]
-        self.reads_features = any(part.reads_features for part in made)
+        self.wants = max(part.wants for part in made)
         names = [f"parts.{i}.{name}" for i, part in enumerate(made) for name in part.keep_fp32]
         if options.scale == "channel":
             self.scales = nn.Parameter(torch.ones(len(made) - 1, hidden_size))
@@ -123,9 +123,12 @@ class SeveralMixer(MemoryMixer):
         writes: list[Written | None] = [written] * len(self.parts)
         if self.options.route == "topk":
             shares, gets = self._route(x)
-            writes = self._parted(Written(x, layout.valid), gets)
-            if written is not None:
-                writes = self._parted(written, self._route(written.x)[1])
+            if written is None:
+                writes = self._parted(x, layout.valid, gets)
+            else:
+                assert written.x is not None
+                assert written.keep is not None
+                writes = self._parted(written.x, written.keep, self._route(written.x)[1])
         y: Tensor | None = None
         after: dict[str, State] = {}
         for i, part in enumerate(self.mixers()):
@@ -149,12 +152,12 @@ class SeveralMixer(MemoryMixer):
         chosen.scatter_(-1, logits.topk(self.options.topk, dim=-1).indices, True)
         return logits.masked_fill(~chosen, -torch.inf).softmax(-1), chosen
 
-    def _parted(self, written: Written, gets: Tensor) -> list[Written | None]:
-        """What every part writes."""
+    def _parted(self, x: Tensor, keep: Tensor, gets: Tensor) -> list[Written | None]:
+        """What every part writes of what all of them write together."""
         found: list[Written | None] = []
         for mine in gets.unbind(-1):
-            keep = written.keep & mine
-            found.append(Written(torch.where(keep[..., None], written.x, 0), keep))
+            part = keep & mine
+            found.append(Written(torch.where(part[..., None], x, 0), part))
         return found
 
     def router_load(self, x: Tensor, layout: Layout) -> Tensor:

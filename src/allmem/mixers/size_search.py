@@ -2,9 +2,9 @@
 
 The bytes of a state grow with each of its sizes, parameters with the rank of the projections; how,
 only the mixer knows. So sizes are solved for one after another by secants: for a leading size the
-second one that gives the bytes, and for both the rank that gives the parameters. Where there is no
-rank, sizes of equal bytes are tried in several proportions, since wide and narrow differ in
-parameters.
+second one that gives the bytes, and for both the rank that gives the parameters; once more with
+that rank where the state grows with it too. Where there is no rank, sizes of equal bytes are tried
+in several proportions, since wide and narrow differ in parameters.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CLOSE = 0.25
 PULL = 0.2
 """Score of doubling a proportion: of sizes about as good the less distorted are better."""
 STEPS = 12
+ROUNDS = 4
+"""In which the rank that was found is that of which the state's sizes are solved for."""
 NEAR = (0, 1, -1, 2, -2, 3, -3)
 
 
@@ -63,11 +65,15 @@ class SizeSearch:
 
     def run(self) -> Any:
         """The best attempt; ``None`` if no sizes fit together."""
-        for found in self._attempts():
-            if found is not None and self._score(found) < self.best_score:
-                self.best, self.best_score = found, self._score(found)
-            if self.best_score <= CLOSE:
+        for _ in range(ROUNDS):
+            for found in self._attempts():
+                if found is not None and self._score(found) < self.best_score:
+                    self.best, self.best_score = found, self._score(found)
+                if self.best_score <= CLOSE:
+                    break
+            if not self.ranks or self.best is None or self.rate(self.best) <= 1:
                 break
+            self.form = {**self.form, **{name: self.best.sizes[name] for name in self.ranks}}
         return self.best
 
     def _score(self, found: Attempt) -> float:

@@ -141,17 +141,17 @@ class TitansMixer(HeadMixer[TitansState]):
 
     def rates(self, heads: Heads) -> TitansRates:
         """theta, eta and alpha of what is written."""
-        source, options = heads.source, self.options
+        options = self.options
 
         def kept(rate: Tensor) -> Tensor:
             """[R, N, H] to [R, H, N, 1], 0 where nothing is written."""
             return heads.kept(rate.to(heads.q.dtype).mT)[..., None]
 
-        theta = options.base_lr / options.mini_batch * self.theta(source).sigmoid()
+        theta = options.base_lr / options.mini_batch * heads.mapped(self.theta).sigmoid()
         return TitansRates(
             kept(theta),
-            kept(F.logsigmoid(self.eta(source))),
-            kept(F.logsigmoid(-self.alpha(source))),
+            kept(F.logsigmoid(heads.mapped(self.eta))),
+            kept(F.logsigmoid(-heads.mapped(self.alpha))),
             kept(torch.ones_like(theta)),
         )
 
@@ -173,11 +173,10 @@ class TitansMixer(HeadMixer[TitansState]):
         rule = 2 * (batches * size**3 + rest**3) + 2 * pairs
         read = 2 * network.total_flops(tokens) + network.pair_flops(pairs)
         write = network.gradient_flops(tokens) + 2 * network.total_flops(tokens)
-        rates = sum(rate.weight.numel() for rate in (self.theta, self.eta, self.alpha))
-        heads = self.shell.heads
+        heads, parts = self.shell.heads, super().flops_by_part(tokens)
         return {
-            **super().flops_by_part(tokens),
-            "memory rates": tokens * 2 * rates + heads * rule,
+            **parts,
+            "memory rates": parts["memory rates"] + heads * rule,
             "memory read": heads * read,
             "memory gradient": heads * write,
         }

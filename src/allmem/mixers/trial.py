@@ -10,11 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from allmem.config import WindowConfig
 from allmem.layout import Layout
+from allmem.memory.projections import AttentionWeights, Wanted
+from allmem.mixers.attention import WindowMixer
 from allmem.mixers.base import Mixer
+from allmem.mixers.layer import LayerMixer
 from allmem.state import State
 
-__all__ = ["CPU", "DTYPE", "ConformanceError", "Trial", "randomise"]
+__all__ = ["CPU", "DTYPE", "ConformanceError", "Trial", "randomise", "small_attention"]
 
 CPU = torch.device("cpu")
 DTYPE = torch.float64
@@ -39,11 +43,48 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             parameter.add_((std * noise).to(parameter))
 
 
+def small_attention(
+    hidden_size: int, attention: AttentionWeights, window: WindowConfig
+) -> WindowMixer:
+    """A window attention with random frozen weights, for a memory to stand beside.
+
+    Args:
+        attention: its shapes.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from allmem.models.layer import route_attention
+    from allmem.models.structure import attention_shape, layer_rotary
+
+    # A Llama computes nothing in fp32 inside: finite differences need float64 throughout.
+    config = LlamaConfig(
+        vocab_size=2,
+        hidden_size=hidden_size,
+        intermediate_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=attention.query_heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.requires_grad_(False)
+    route_attention(model)
+    core = model.base_model.layers[0].self_attn
+    rotary = layer_rotary(model, core, 0, window)
+    return WindowMixer(core, attention_shape(model.config), rotary, window)
+
+
 class Trial:
     """Builds a mixer and reads with it; ``make_mixer`` says which."""
 
     hidden_size: int = 24
     """D of the mixer that ``make_mixer`` builds."""
+    attention: AttentionWeights = AttentionWeights(query_heads=4, kv_heads=2, head_dim=8)
+    """Shapes of the attention beside which a mixer is tried that wants its features."""
+    window: WindowConfig = WindowConfig(window=7, sinks=2)
+    """Of that attention."""
     tolerance: float = 1e-8
     """Largest absolute difference between two ways of computing the same."""
     example: str = ""
@@ -56,8 +97,11 @@ class Trial:
 
     def _mixer(self) -> Mixer:
         self.example = "building the mixer"
-        mixer = self.make_mixer().to(DTYPE)
-        randomise(mixer)
+        mixer = self.make_mixer()
+        if mixer.wants > Wanted.NOTHING:
+            beside = small_attention(self.hidden_size, self.attention, self.window)
+            mixer = LayerMixer(beside, mixer)
+        randomise(mixer.to(DTYPE))
         return mixer
 
     def _inputs(self, rows: int, length: int, seed: int = 1) -> Tensor:

@@ -161,7 +161,7 @@ class TTTMixer(HeadMixer[TTTState]):
 
     def mix(self, heads: Heads, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         wide = heads.q.dtype
-        rate = self.options.base_lr / self.shell.key_dim * self.rate(heads.source).sigmoid()
+        rate = self.options.base_lr / self.shell.key_dim * heads.mapped(self.rate).sigmoid()
         rate = heads.kept(rate.to(wide).mT)[..., None]
         norm = HeadLayerNorm(self.norm_weight.to(wide)[:, None], self.norm_bias.to(wide)[:, None])
         found, memory = ttt_rule(
