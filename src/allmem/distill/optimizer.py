@@ -14,8 +14,9 @@ from torch import Tensor
 
 __all__ = ["make_optimizer", "parameter_groups"]
 
-WITHOUT_DECAY = ("bias", "_norm.", ".initial.", ".convolutions.", "alpha")
-"""Parts of the names of parameters that decay would pull from where they belong: to zero."""
+DECAYED = ("weight", "down", "up")
+"""What the matrices of linear maps are called, last in their names. Decay pulls to zero, which is
+no place for what starts elsewhere: norms, starts of fast weights, features, scales."""
 
 
 def parameter_groups(
@@ -26,10 +27,10 @@ def parameter_groups(
     for name, parameter in parameters.items():
         if name.endswith("alpha"):
             sorted_out["alpha"][name] = parameter
-        elif parameter.dim() < 2 or any(part in name for part in WITHOUT_DECAY):
-            sorted_out["plain"][name] = parameter
-        else:
+        elif _is_projection(name, parameter):
             sorted_out["decayed"][name] = parameter
+        else:
+            sorted_out["plain"][name] = parameter
     return [
         {
             "names": list(members),
@@ -40,6 +41,12 @@ def parameter_groups(
         for group, members in sorted_out.items()
         if members
     ]
+
+
+def _is_projection(name: str, parameter: Tensor) -> bool:
+    """Whether it is the matrix of a linear map, and not one of scales, one row for each head."""
+    *module, last = name.split(".")
+    return parameter.dim() == 2 and last in DECAYED and not module[-1].endswith("norm")
 
 
 def make_optimizer(
