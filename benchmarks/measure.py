@@ -20,6 +20,7 @@ import transformers
 
 from allmem import __version__
 from allmem.files import atomic_path
+from allmem.machine import device_name
 
 __all__ = ["RESULTS", "Timing", "machine", "record", "timed"]
 
@@ -52,15 +53,10 @@ def timed(work: Callable[[], Any], runs: int = 3, warm_up: int = 1) -> Timing:
 
 def machine() -> dict[str, Any]:
     """Where and with what a measurement ran."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
     return {
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", *_module_and_arguments()]),
-        "processor": processor,
+        "processor": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from allmem import AllMemError
 from allmem.arena import Arena
 from allmem.arena.schedule import JobProgress, _share
+from allmem.arena.standings import gather
+from allmem.arena.wording import about_arena
+from allmem.machine import made_with
 from allmem.mixers import registry
 from tests.arena.tiny import REFERENCE, STEPS, make_arena, make_config
 
@@ -54,6 +58,26 @@ def test_it_reports_everybody(whole: Arena) -> None:
     assert "2 of at least three seeds" in text
     assert "| gated_deltanet |" in text
     assert (Path(whole.config.output) / "report.html").is_file()
+
+
+def test_it_tells_with_what_it_was_made(whole: Arena) -> None:
+    (job,) = [job for job in whole.jobs if job.label == "allmem, seed 1"]
+    made = made_with(torch.device("cpu"))
+
+    def told() -> str:
+        standings = gather(whole.contenders, whole.jobs)
+        return list(about_arena(whole.config, standings, 128))[-1]
+
+    assert told() == f"Made with {made}."
+    file = job.folder / "training.json"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace(f"torch {torch.__version__}", "torch 1.0"))
+        assert told().startswith("Not all of it was made with the same: ")
+        assert made in told()
+        assert "torch 1.0" in told()
+    finally:
+        file.write_text(before)
 
 
 def test_what_is_done_is_not_done_again(whole: Arena) -> None:

@@ -27,6 +27,7 @@ from allmem.distill.run import distill
 from allmem.distill.trainer import ADAPTER, DivergedError
 from allmem.errors import AllMemError
 from allmem.evaluation.checks import locked
+from allmem.machine import made_with
 from allmem.models.adapter import load_weights
 from allmem.models.conversion import convert
 from allmem.models.fingerprint import fingerprint
@@ -66,7 +67,12 @@ def run_job(job: Job, on_step: Callable[[Step], None] | None = None) -> None:
         if trained is None:
             watched = next(iter(judged.values()))[:WATCHED]
             trained = _train(job, opened.model, rows, watched, on_step)
-            trained = {"identity": job.training_identity(), "base": weights, **trained}
+            trained = {
+                "identity": job.training_identity(),
+                "made_with": made_with(opened.model.device),
+                "base": weights,
+                **trained,
+            }
             write_json(folder / TRAINING, trained)
         elif job.seed is not None and not trained["diverged"]:
             load_weights(opened.model, folder / ADAPTER)
@@ -80,6 +86,7 @@ def run_job(job: Job, on_step: Callable[[Step], None] | None = None) -> None:
             folder / EVALUATION,
             {
                 "identity": job.evaluation_identity(),
+                "made_with": made_with(opened.model.device),
                 "asked": _asked(job, judged),
                 "figures": [figure.to_dict() for figure in figures],
                 "pace": reading_speed(opened.model, job.length),

@@ -35,6 +35,8 @@ class Standing:
     """Tokens a second, the median over seeds."""
     reading_pace: float = math.nan
     stages: Sequence[str] = ()
+    made_with: set[str] = field(default_factory=set)
+    """Versions and devices."""
 
     def seeds(self, name: str) -> list[Figure]:
         """A figure, seed by seed."""
@@ -89,6 +91,9 @@ def gather(contenders: Sequence[Contender], jobs: Sequence[Job]) -> list[Standin
             standing.missing.append(job.seed)
             continue
         _check_same(same, "the teacher's weights", trained["base"], job)
+        standing.made_with |= {
+            made["made_with"] for made in (trained, evaluated) if made and "made_with" in made
+        }
         if trained["diverged"]:
             standing.diverged[job.seed] = trained["diverged"]
             continue

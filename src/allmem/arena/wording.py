@@ -164,6 +164,11 @@ def about_arena(arena: ArenaConfig, standings: Sequence[Standing], length: int) 
         f"{arena.reference}. Of an entrant that diverged with any seed no mean is taken. Tokens a "
         "second were measured as the jobs ran, whatever else the machine did."
     )
+    made_with = sorted(set().union(*(one.made_with for one in standings)))
+    if len(made_with) > 1:
+        yield f"Not all of it was made with the same: {'; '.join(made_with)}."
+    elif made_with:
+        yield f"Made with {made_with[0]}."
 
 
 def _half(score: Score, digits: int) -> str:
