@@ -80,6 +80,26 @@ def test_it_tells_with_what_it_was_made(whole: Arena) -> None:
         file.write_text(before)
 
 
+def test_it_tells_where_routers_sent_tokens(tmp_path: Path) -> None:
+    arena = make_arena(
+        tmp_path,
+        entrants={"allmem": {"options": REFERENCE}, "routed": None},
+        seeds=[0],
+        unmatched=["parameters", "state"],
+    )
+    report = arena.hold().report.read_text()
+    (routed,) = [one for one in gather(arena.contenders, arena.jobs) if one.router_load]
+    loads = routed.router_load[0]
+    assert set(loads) == {"0", "1"}
+    for shares in loads.values():
+        assert len(shares) == 4
+        assert sum(shares) == pytest.approx(1)
+        # Every token goes to two parts, and to no part twice.
+        assert max(shares) <= 0.5
+    shares = " ".join(f"{share:.0%}" for share in loads["1"])
+    assert f"| routed | 0 | 1 | {shares} |" in report
+
+
 def test_what_is_done_is_not_done_again(whole: Arena) -> None:
     told: list[JobProgress] = []
     whole.hold(on_progress=told.append)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from allmem.evaluation.runner import evaluate
 from allmem.evaluation.scores import score_rows
 from allmem.evaluation.task import Setting, Task
 from allmem.mixers.compacting import CompactingMixer
+from allmem.mixers.several import SeveralMixer
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.opening import OpenedModel
 
-__all__ = ["held_out_figures", "reading_speed", "recall_figures", "task_figures"]
+__all__ = ["held_out_figures", "reading_speed", "recall_figures", "router_load", "task_figures"]
 
 TIMED = 3
 """Readings, after one to warm up."""
@@ -148,6 +151,30 @@ def _of_task(run: Run, label: str, task: Task, where: str) -> Figure:
         "%" if task.scale == 100 else "",
         task.higher_is_better,
     )
+
+
+@contextmanager
+def router_load(model: AllMemForCausalLM) -> Iterator[dict[str, list[float]]]:
+    """The share of all writes that every part of a routed memory got, by layer; known at the end
+    of the block, of all that the model read in it."""
+    shares: dict[str, list[float]] = {}
+    sums: dict[str, torch.Tensor] = {}
+
+    def add(layer: str, mixer: SeveralMixer, inputs: tuple[Any, ...]) -> None:
+        x, _, layout = inputs[:3]
+        tokens = layout.lengths.sum() if len(x) else 0
+        if tokens:
+            load = tokens * mixer.router_load(x, layout).cpu()
+            sums[layer] = sums.get(layer, torch.zeros_like(load)) + load
+
+    with ExitStack() as hooks:
+        for mixed in model.mixers():
+            memory = mixed.memory
+            if isinstance(memory, SeveralMixer) and memory.options.route == "topk":
+                handle = memory.register_forward_pre_hook(partial(add, str(mixed.layer)))
+                hooks.callback(handle.remove)
+        yield shares
+    shares.update({layer: (load / load.sum()).tolist() for layer, load in sums.items()})
 
 
 @torch.no_grad()

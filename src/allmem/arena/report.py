@@ -128,6 +128,15 @@ def _blocks(
             yield _table(grid, standings, len(name + AT))
     yield Heading("Size and cost")
     yield _costs(standings, length)
+    routed = [
+        (one.contender.name, str(seed), layer, " ".join(f"{share:.0%}" for share in shares))
+        for one in standings
+        for seed, layers in one.router_load.items()
+        for layer, shares in layers.items()
+    ]
+    if routed:
+        yield Heading("Where routers sent what was written")
+        yield Table(("entrant", "seed", "layer", "share of every part"), routed, texts=True)
     ablations = [one for one in standings if one.contender.ablation]
     if ablations:
         yield Heading("What each ablation tells")

@@ -12,7 +12,13 @@ import torch
 from allmem.arena.config import ArenaConfig
 from allmem.arena.figures import Figure
 from allmem.arena.jobs import EVALUATION, TRAINING, Job, write_job, write_json
-from allmem.arena.measuring import held_out_figures, reading_speed, recall_figures, task_figures
+from allmem.arena.measuring import (
+    held_out_figures,
+    reading_speed,
+    recall_figures,
+    router_load,
+    task_figures,
+)
 from allmem.arena.own_mixers import import_modules
 from allmem.arena.recall import SEED_STRIDE, RecallRows, asked
 from allmem.data.stream import IGNORED
@@ -81,7 +87,8 @@ def run_job(job: Job, on_step: Callable[[Step], None] | None = None) -> None:
         # What training kept to go on with, and the answers of an evaluation that was another.
         for name in (RUN, TASKS):
             shutil.rmtree(folder / name, ignore_errors=True)
-        figures = _figures(job, opened, judged)
+        with router_load(opened.model) as load:
+            figures = _figures(job, opened, judged)
         write_json(
             folder / EVALUATION,
             {
@@ -89,6 +96,7 @@ def run_job(job: Job, on_step: Callable[[Step], None] | None = None) -> None:
                 "made_with": made_with(opened.model.device),
                 "asked": _asked(job, judged),
                 "figures": [figure.to_dict() for figure in figures],
+                "router_load": load,
                 "pace": reading_speed(opened.model, job.length),
             },
         )

@@ -35,6 +35,8 @@ class Standing:
     """Tokens a second, the median over seeds."""
     reading_pace: float = math.nan
     stages: Sequence[str] = ()
+    router_load: dict[int | None, dict[str, list[float]]] = field(default_factory=dict)
+    """Of a routed memory, by seed and layer: the share of all writes that every part got."""
     made_with: set[str] = field(default_factory=set)
     """Versions and devices."""
 
@@ -111,6 +113,8 @@ def gather(contenders: Sequence[Contender], jobs: Sequence[Job]) -> list[Standin
             standing.diverged[job.seed] = "its answers are not finite"
             continue
         standing.figures[job.seed] = {figure.name: figure for figure in figures}
+        if evaluated.get("router_load"):
+            standing.router_load[job.seed] = evaluated["router_load"]
         reading.append(evaluated["pace"])
     for name, (training, reading) in paces.items():
         standing = found[name]
