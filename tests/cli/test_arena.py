@@ -65,7 +65,7 @@ def test_place_proposes_layers(run: Any, base: str, story: str, tmp_path: Path) 
     ("args", "said"),
     [
         (["--keep", "2"], "keep = 2 must lie between 0 and 1"),
-        (["--keep", "1", "--mixer", "allmem"], "untrained it does what window does"),
+        (["--keep", "1", "--mixer", "allmem"], "allmem' stands beside the window"),
         (["--keep", "1", "--mixer", "windw"], "did you mean 'window'"),
         (["--keep", "1", "--facts", "--text", "x"], "name one of them"),
         (["--keep", "1", "--text", "no-such.txt"], "there is no file no-such.txt"),

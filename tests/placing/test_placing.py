@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from allmem.distill.evaluate import compare
 from allmem.distill.rows import Row, plain_row
 from allmem.mixers.registry import expand_pattern
 from allmem.placing import Placement, candidates, pattern_of, place
+from allmem.placing.layers import _chosen
 
 V, W, S, T, LAYERS = 43, 8, 1, 40, 4
 
@@ -81,6 +83,34 @@ def test_damages_are_what_a_conversion_of_those_layers_does(found: Placement) ->
         assert damage.right == pytest.approx(score.accuracy)
     assert found.full.kl == 0
     assert found.positions == 3 * (T - W - 1)
+
+
+def test_it_says_how_sure_a_choice_is(found: Placement) -> None:
+    """Of layers that matter very differently it is sure, of such that are alike it is not."""
+    assert found.sure[1] == 1
+    assert 0.6 < found.sure[3] <= 1
+    for damage in (found.converted, *found.alone.values(), *found.restored.values()):
+        assert damage.low < damage.kl < damage.high
+    assert (found.full.low, found.full.high) == (0, 0)
+    drawn = torch.rand(4, 1000, generator=torch.Generator().manual_seed(0))
+    alike = _chosen({i: drawn[i] - int(i == 2) for i in range(4)}, [2, 0])
+    assert alike[2] == 1
+    assert alike[0] == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_intervals_hold_what_other_texts_give() -> None:
+    """Nearly all readings of other rows lie as near as two intervals of 95 % allow."""
+    model = made(LOUD)
+    one = place(model, rows(12), keep=0).converted
+    generator = torch.Generator().manual_seed(5)
+    inside = 0
+    for _ in range(20):
+        others = [plain_row(torch.randint(0, V, (T,), generator=generator)) for _ in range(12)]
+        other = place(model, others, keep=0).converted
+        halves = ((one.high - one.low) / 2, (other.high - other.low) / 2)
+        inside += abs(other.kl - one.kl) < math.hypot(*halves)
+    assert inside >= 16
+    assert one.high - one.low < 0.5 * one.kl
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -107,7 +107,8 @@ def command(
     Every layer is converted alone, with all others full, and ranked by its damage: the KL from the
     full model beyond the window. The K worst are proposed to keep full; of the others those to have
     a memory whose full attention takes away most of the damage that is left. Nothing is trained,
-    and the same command gives the same numbers.
+    and the same command gives the same numbers. Beside a proposal stands how often it is the same
+    when stretches of the text are drawn anew.
     """
     terminal.quiet(verbose)
     share_cores()
@@ -168,7 +169,7 @@ def _describe(now: tuple[int, int, str]) -> str:
 
 def _damages(found: Placement, facts: bool) -> Table:
     right = "digits right" if facts else "likeliest token right"
-    table = _table("", "KL", "loss", right)
+    table = _table("", "KL", "95 %", "loss", right)
     kept = f"layers {', '.join(map(str, found.keep))} full" if found.keep else "none kept full"
     for name, damage in (
         ("full attention", found.full),
@@ -180,23 +181,27 @@ def _damages(found: Placement, facts: bool) -> Table:
 
 
 def _alone(found: Placement) -> Table:
-    table = _table("layer", "KL alone", "loss", "right", "proposal")
+    table = _table("layer", "KL alone", "95 %", "loss", "right", "proposal")
     for layer, damage in found.alone.items():
-        table.add_row(str(layer), *_numbers(damage), "keep full" if layer in found.keep else "")
+        chosen = f"keep full ({found.sure[layer]:.0%})" if layer in found.keep else ""
+        table.add_row(str(layer), *_numbers(damage), chosen)
     return table
 
 
 def _restored(found: Placement) -> Table:
-    table = _table("layer", "KL left with it full", "loss", "right", "takes away", "proposal")
+    table = _table(
+        "layer", "KL left with it full", "95 %", "loss", "right", "takes away", "proposal"
+    )
     for layer, damage in found.restored.items():
         share = 1 - damage.kl / max(found.kept.kl, 1e-12)
-        chosen = "memory" if layer in found.memories else ""
+        chosen = f"memory ({found.sure[layer]:.0%})" if layer in found.memories else ""
         table.add_row(str(layer), *_numbers(damage), f"{share:.1%}", chosen)
     return table
 
 
-def _numbers(damage: Damage) -> tuple[str, str, str]:
-    return f"{max(damage.kl, 0):.4f}", f"{damage.loss:.4f}", f"{damage.right:.1%}"
+def _numbers(damage: Damage) -> tuple[str, str, str, str]:
+    kl, low, high = (f"{max(value, 0):.4f}" for value in (damage.kl, damage.low, damage.high))
+    return kl, f"{low} to {high}", f"{damage.loss:.4f}", f"{damage.right:.1%}"
 
 
 def _table(*columns: str) -> Table:

@@ -10,7 +10,10 @@ All readers are the same weights; a reader is the set of layers that keep full a
 Damage is the KL from the full model at the positions that count, those beyond the window. Rows are
 read one at a time, by one reader after another, so memory does not grow with the number of layers.
 
-Letters: n positions that count, D hidden size.
+How sure a ranking is tells a bootstrap over stretches of a text: the same stretches for all layers,
+since they are compared on the same tokens. It knows nothing of other texts.
+
+Letters: n positions that count, D hidden size, B stretches of them.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["Damage", "Placement", "candidates", "pattern_of", "place"]
 
+STRETCH, STRETCHES, RESAMPLES = 32, 16, 1000
+"""Positions that are resampled together, since what a window loses lasts for more than a token; but
+so few that there are some stretches to draw from."""
+
 Readers = Callable[[int, int, str], None]
 """Called with how many readings are done, of how many, and what was read last."""
 
@@ -44,6 +51,9 @@ class Damage:
 
     kl: float
     """From the full model, in nats."""
+    low: float
+    """Of the 95 % interval of ``kl``; so is ``high``."""
+    high: float
     loss: float
     """Cross-entropy of the tokens that are learned, in nats; not less the full model's."""
     right: float
@@ -69,6 +79,9 @@ class Placement:
     memories: list[int]
     """The layers in which a memory could do most, in their order."""
     positions: int
+    sure: dict[int, float]
+    """Of every layer in ``keep`` or ``memories`` the share of resamples that choose it too; of a
+    memory given the layers that are kept."""
 
 
 def candidates(model: AllMemForCausalLM) -> list[int]:
@@ -109,25 +122,37 @@ def place(
         )
     examiner = _Examiner(model, rows, on_reading, 1 + 2 * len(layers) - keep + bool(keep))
     everything = frozenset(layers)
-    converted = examiner.damage(frozenset(), "every layer converted")
-    alone = {i: examiner.damage(everything - {i}, f"layer {i} alone") for i in layers}
-    ranked = sorted(layers, key=lambda i: (-alone[i].kl, i))
+    converted = examiner.read(frozenset(), "every layer converted")
+    alone = {i: examiner.read(everything - {i}, f"layer {i} alone") for i in layers}
+    ranked = sorted(layers, key=lambda i: (-alone[i].damage.kl, i))
     kept = frozenset(ranked[:keep])
-    left = examiner.damage(kept, "the kept layers full") if kept else converted
+    left = examiner.read(kept, "the kept layers full") if kept else converted
     restored = {
-        i: examiner.damage(kept | {i}, f"layer {i} restored") for i in layers if i not in kept
+        i: examiner.read(kept | {i}, f"layer {i} restored") for i in layers if i not in kept
     }
-    order = sorted(restored, key=lambda i: (restored[i].kl, i))
+    order = sorted(restored, key=lambda i: (restored[i].damage.kl, i))
+    chosen = order[:wanted]
+    sure = _chosen({i: -one.resamples for i, one in alone.items()}, ranked[:keep])
+    sure |= _chosen({i: one.resamples for i, one in restored.items()}, chosen)
     return Placement(
         examiner.full,
-        converted,
-        {i: alone[i] for i in ranked},
+        converted.damage,
+        {i: alone[i].damage for i in ranked},
         sorted(kept),
-        left,
-        {i: restored[i] for i in order},
-        sorted(order[:wanted]),
+        left.damage,
+        {i: restored[i].damage for i in order},
+        sorted(chosen),
         examiner.positions,
+        sure,
     )
+
+
+def _chosen(resamples: dict[int, Tensor], layers: Sequence[int]) -> dict[int, float]:
+    """How often each of these layers is among as many with the least."""
+    names = list(resamples)
+    values = torch.stack([resamples[i] for i in names])
+    least = values.topk(len(layers), dim=0, largest=False).indices
+    return {i: float((least == names.index(i)).any(0).float().mean()) for i in layers}
 
 
 def pattern_of(layers: int, memories: Collection[int], mixer: str = "allmem") -> str:
@@ -141,6 +166,15 @@ def pattern_of(layers: int, memories: Collection[int], mixer: str = "allmem") ->
         else:
             runs.append([name, 1])
     return ",".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What came of one reader."""
+
+    damage: Damage
+    resamples: Tensor
+    """KL of every resample, [RESAMPLES]; of all readers of the same stretches."""
 
 
 class _Examiner:
@@ -164,6 +198,22 @@ class _Examiner:
             raise AllMemError(
                 f"no row has a learned token beyond the window of {first}; give longer ones"
             )
+        # The stretch of every position, [n]; none reaches over the end of a row.
+        counts = [int((own != IGNORED).sum()) for own in labels]
+        stretch = max(1, min(STRETCH, self.positions // STRETCHES))
+        places: list[Tensor] = []
+        for count in counts:
+            first = 1 + int(places[-1][-1]) if places else 0
+            if count:
+                places.append(first + torch.arange(count) // stretch)
+        self.stretch = torch.cat(places)
+        self.sizes = self.stretch.bincount().double()
+        drawn = torch.randint(
+            len(self.sizes),
+            (RESAMPLES, len(self.sizes)),
+            generator=torch.Generator().manual_seed(0),
+        )
+        self.draws = torch.stack([one.bincount(minlength=len(self.sizes)) for one in drawn])
         self.head = head_of(model)
         self.teacher = self._read(full_attention=True)
         self.targets = torch.cat([own[own != IGNORED] for own in labels]).to(model.device)
@@ -172,10 +222,10 @@ class _Examiner:
     @property
     def full(self) -> Damage:
         """Of the full model: none, but a loss."""
-        return self._compared(self.teacher)
+        return self._compared(self.teacher).damage
 
-    def damage(self, full: Collection[int], what: str) -> Damage:
-        """Of the reader in which these layers keep full attention."""
+    def read(self, full: Collection[int], what: str) -> _Reading:
+        """By the reader in which these layers keep full attention."""
         with _full(self.model, full):
             found = self._compared(self._read())
         self.done += 1
@@ -196,22 +246,27 @@ class _Examiner:
         model.train(training)
         return torch.cat(kept)
 
-    def _compared(self, reader: Tensor) -> Damage:
-        totals = _sums(self.teacher, reader, self.targets, self.head)
-        return Damage(*(totals / self.positions).tolist())
+    def _compared(self, reader: Tensor) -> _Reading:
+        kl, loss, right = _by_position(self.teacher, reader, self.targets, self.head)
+        sums = torch.zeros_like(self.sizes).index_add_(0, self.stretch, kl)
+        draws = self.draws.double()
+        resamples = (draws @ sums) / (draws @ self.sizes)
+        low, high = resamples.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        means = (float(values.mean()) for values in (loss, right))
+        return _Reading(Damage(float(kl.mean()), low, high, *means), resamples)
 
 
-def _sums(teacher: Tensor, reader: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """Sums of KL, loss and right answers, [3]; teacher and reader [n, D], targets [n]."""
-    totals = torch.zeros(3, dtype=torch.float64)
+def _by_position(teacher: Tensor, reader: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """KL, loss and whether the answer is right, [3, n]; teacher and reader [n, D], targets [n]."""
+    found = []
     for begin in range(0, len(targets), BLOCK):
         here = slice(begin, begin + BLOCK)
-        told, found = (log_probabilities(head, hidden[here]) for hidden in (teacher, reader))
-        kl = (told.exp() * (told - found)).sum()
-        loss = -found.gather(1, targets[here, None]).sum()
-        right = (found.argmax(-1) == targets[here]).sum()
-        totals += torch.stack([kl, loss, right]).double().cpu()
-    return totals
+        told, said = (log_probabilities(head, hidden[here]) for hidden in (teacher, reader))
+        kl = (told.exp() * (told - said)).sum(-1)
+        loss = -said.gather(1, targets[here, None])[:, 0]
+        right = said.argmax(-1) == targets[here]
+        found.append(torch.stack([kl.double(), loss.double(), right.double()]).cpu())
+    return torch.cat(found, 1)
 
 
 @contextlib.contextmanager

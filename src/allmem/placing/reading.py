@@ -30,12 +30,14 @@ def open_converted(
         loading: see ``allmem.opening.open_model``.
 
     Raises:
-        AllMemError: if the mixer has to be trained first, or the model is converted already.
+        AllMemError: if the mixer is not one that takes full attention's place, or the model is
+            converted already.
     """
     if mixer == "full" or memory_kind(mixer) is not None:
+        what = "is full attention itself" if mixer == "full" else "stands beside the window"
         raise AllMemError(
-            f"mixer {mixer!r}: untrained it does what window does, or full attention itself; name "
-            "window or a KV policy"
+            f"mixer {mixer!r} {what}: layers are ranked by what a smaller attention costs them; "
+            "name window or a KV policy"
         )
     return open_model(source, Conversion(window, sinks, mixers=mixer), **loading)
 
