@@ -70,7 +70,11 @@ def causal_convolution(
     before = torch.cat([tail.to(x.dtype), x], dim=1)  # [R, K - 1 + N, F]
     y = x * taps[0]
     for j in range(1, reach + 1):
-        y = y + before[:, reach - j : reach - j + slots] * taps[j]
+        earlier = before[:, reach - j : reach - j + slots]
+        if torch.is_grad_enabled():
+            y = torch.addcmul(y, earlier, taps[j])
+        else:
+            y.addcmul_(earlier, taps[j])
     return y, last_inputs(before, reach, layout)
 
 

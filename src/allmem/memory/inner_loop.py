@@ -3,15 +3,25 @@
 The order is the paper's internal normalisation (section 3.2): it sits between the read and the
 update, so a read always sees exactly what the last write left. The naive twin is ``naive.py``.
 
+Sums, norms and the state are fp32 at least. Of bfloat16 inputs the products of many tokens with the
+fast weights are bfloat16 products, which add up in fp32 and are about twice as fast on a CPU and
+ten times on a GPU; the fast weights are rounded for them and kept as they are. ``use_products``
+says otherwise. A few tokens are multiplied in fp32: rounding the weights would cost more than that.
+
 Letters: R rows, N slots of a call, H memory heads, d head size, M fast matrices, C chunk.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from allmem.config import MemoryConfig
+from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout
 from allmem.memory.muon import orthogonalise
 from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
@@ -19,9 +29,42 @@ from allmem.memory.rounds import assemble, choose, take
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
 from allmem.state import may_write
 
-__all__ = ["inner_loop", "network_of", "row_norms"]
+__all__ = [
+    "PRODUCTS",
+    "inner_loop",
+    "network_of",
+    "products_dtype",
+    "row_norms",
+    "use_products",
+]
 
 SMALLEST_NORM = 1e-12
+MANY, WORK = 16, 1 << 20
+"""Tokens, and on a CPU multiply-adds of a product, from which on rounded fast weights are worth
+their rounding."""
+PRODUCTS = ("narrow", "wide")
+
+_products = "narrow"
+
+
+@contextmanager
+def use_products(name: str) -> Iterator[None]:
+    """Whether bfloat16 inputs are multiplied as such (``narrow``) or in fp32 (``wide``) inside the
+    block: for tests, and to see what rounding does.
+
+    The choice holds for the whole process, since a backward pass may recompute in another thread.
+
+    Raises:
+        AllMemError: if it is neither.
+    """
+    global _products  # noqa: PLW0603 - a switch of the process, restored on exit
+    if name not in PRODUCTS:
+        raise AllMemError(unknown_name("products", name, PRODUCTS))
+    before, _products = _products, name
+    try:
+        yield
+    finally:
+        _products = before
 
 
 def network_of(config: MemoryConfig) -> MemoryNetwork:
@@ -59,7 +102,7 @@ def inner_loop(
     """Read every token from memory and write it there.
 
     Args:
-        q, k, v: [R, N, H, d], any dtype; computed in fp32 or, for float64 input, in float64.
+        q, k, v: [R, N, H, d], any dtype.
         eta: [R, N, H, M] rates, scaled for the chunk already.
         beta: [R, N, H] momentum decays.
         state: consumed; its open chunk holds ``layout.start % C`` tokens.
@@ -77,17 +120,21 @@ def inner_loop(
     targets = row_norms({name: w.to(dtype) for name, w in initial.items()}, config)
     # Heads before tokens, so that every product below is one batched matrix product.
     queries, keys, values, rates, decays = (
-        t.to(dtype).transpose(1, 2) for t in (q, k, v, eta, beta[..., None])
+        t.transpose(1, 2) for t in (q, k, v, eta, beta[..., None].to(dtype))
     )
 
     pieces = []
     rounds = layout.rounds(chunk)
     for step in rounds:
-        taken = take(step, queries, keys, values, rates, decays)
-        q_now, k_now, v_now, eta_now, beta_now = taken
-        pieces.append(network.read(q_now, state.weights))
+        *tokens, beta_now = take(step, queries, keys, values, rates, decays)
         scales = _scales(state.weights, targets, config)
-        gradient = network.gradient(k_now, v_now, eta_now, state.weights, scales)
+        n, shape = tokens[0].shape[2], state.weights["down"].shape[-2:]
+        products = products_dtype(q.dtype, n, shape, on_cpu=q.device.type == "cpu")
+        q_now, k_now, v_now, eta_now = (t.to(products) for t in tokens)
+        rounded = {name: w.to(products) for name, w in state.weights.items()}
+        scaled = {name: s.to(products) for name, s in scales.items()}
+        pieces.append(network.read(q_now, rounded).to(q.dtype))
+        gradient = network.gradient(k_now, v_now, eta_now, rounded, scaled)
         state = _accumulate(state, gradient, beta_now.sum((2, 3)), bool(step.opens.all()))
         if bool(step.closes.any()):
             written = _write(state, scales, targets, chunk, config)
@@ -95,8 +142,23 @@ def inner_loop(
 
     if not rounds:
         return torch.zeros_like(q), state
-    read = assemble(pieces, rounds, layout)
-    return read.transpose(1, 2).to(q.dtype), state
+    return assemble(pieces, rounds, layout).transpose(1, 2), state
+
+
+def products_dtype(
+    dtype: torch.dtype, tokens: int, shape: Sequence[int], *, on_cpu: bool
+) -> torch.dtype:
+    """In which tokens are multiplied with the fast weights.
+
+    Args:
+        dtype: of q, k and v.
+        tokens: of one round.
+        shape: of a fast matrix.
+    """
+    worth = tokens >= MANY and (not on_cpu or tokens * math.prod(shape) >= WORK)
+    if dtype == torch.bfloat16 and worth and _products == "narrow":
+        return dtype
+    return accumulation_dtype(dtype)
 
 
 def _scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig) -> Scales:
@@ -120,12 +182,14 @@ def _accumulate(
     state: MemoryState, gradient: FastWeights, beta: Tensor, all_open: bool
 ) -> MemoryState:
     """Add a round to the running sums of the open chunks (which are zero where a chunk begins)."""
-    if not all_open:
-        if may_write(state.beta):
-            for name, g in gradient.items():
-                state.gradient[name].add_(g)
-            state.beta.add_(beta)
-            return state
+    if all_open:
+        gradient = {name: g.to(state.gradient[name].dtype) for name, g in gradient.items()}
+    elif may_write(state.beta):
+        for name, g in gradient.items():
+            state.gradient[name].add_(g)
+        state.beta.add_(beta)
+        return state
+    else:
         gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
         beta = state.beta + beta
     return MemoryState(state.weights, state.momentum, gradient, beta)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,12 +31,26 @@ UNSCALED: Scales = {}
 def _forward(z: Tensor, weights: FastWeights, scales: Scales, name: str) -> Tensor:
     """F' z for every token: [R, H, N, in] to [R, H, N, out]."""
     y = z @ weights[name].mT
-    return y * scales[name].mT if name in scales else y
+    return _times(y, scales[name].mT) if name in scales else y
 
 
 def _backward(e: Tensor, weights: FastWeights, scales: Scales, name: str) -> Tensor:
     """F'^T e for every token: [R, H, N, out] to [R, H, N, in]."""
     return (e * scales[name].mT if name in scales else e) @ weights[name]
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, for an x that nobody needs any more: in its place, unless a gradient will."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def _silu_backward(e: Tensor, a: Tensor) -> Tensor:
+    """e * SiLU'(a) = e * s (1 + a (1 - s)), for an e that nobody needs any more."""
+    if not torch.is_grad_enabled():
+        # In one go; itself it has no derivative.
+        return torch.ops.aten.silu_backward(e, a)
+    s = a.sigmoid()
+    return e * (s + a * s * (1 - s))
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,9 @@ class MemoryNetwork:
             gate = _forward(z, weights, scales, "gate")
             hidden = F.silu(gate) * _forward(z, weights, scales, "up")
         y = _forward(hidden, weights, scales, "down")
-        return z + y if self.residual else y
+        if not self.residual:
+            return y
+        return z + y if torch.is_grad_enabled() else y.add_(z)
 
     def loss(self, k: Tensor, v: Tensor, weights: FastWeights, scales: Scales = UNSCALED) -> Tensor:
         """Inner loss of every token, [R, H, N]: 1/2 |M(k) - v|^2, or -M(k) . v."""
@@ -74,24 +91,24 @@ class MemoryNetwork:
         """
         if not self.swiglu:
             error = self._error(k, _forward(k, weights, scales, "down"), v)
-            return {"down": (eta[..., 0:1] * error).mT @ k}
+            return {"down": _times(error, eta[..., 0:1]).mT @ k}
         a = _forward(k, weights, scales, "gate")
         b = _forward(k, weights, scales, "up")
-        sigmoid = a.sigmoid()
-        silu = a * sigmoid
+        silu = F.silu(a)
         hidden = silu * b
         error = self._error(k, _forward(hidden, weights, scales, "down"), v)
         delta = _backward(error, weights, scales, "down")
-        # SiLU'(a) = s (1 + a (1 - s)) = s + SiLU(a) (1 - s)
-        slope = sigmoid + silu * (1 - sigmoid)
+        # Rates stand at the side with fewer features.
         return {
-            "gate": (eta[..., 0:1] * delta * b * slope).mT @ k,
-            "up": (eta[..., 1:2] * delta * silu).mT @ k,
-            "down": (eta[..., 2:3] * error).mT @ hidden,
+            "gate": _silu_backward(_times(b, delta), a).mT @ (eta[..., 0:1] * k),
+            "up": _times(delta, silu).mT @ (eta[..., 1:2] * k),
+            "down": _times(error, eta[..., 2:3]).mT @ hidden,
         }
 
     def _error(self, k: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """dl/dM(k)."""
+        """dl/dM(k), for a y that nobody needs any more."""
         if self.dot_loss:
             return -v
-        return y + k - v if self.residual else y - v
+        if torch.is_grad_enabled():
+            return y + k - v if self.residual else y - v
+        return y.add_(k).sub_(v) if self.residual else y.sub_(v)
