@@ -97,13 +97,13 @@ def test_rounding_costs_little(options: dict[str, Any]) -> None:
 def test_products_are_narrow_where_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """And where there are tokens enough."""
     seen: list[torch.dtype] = []
-    read = module.MemoryNetwork.read
+    step = module.MemoryNetwork.step
 
-    def watched(self: Any, z: Tensor, *rest: Any) -> Tensor:
-        seen.append(z.dtype)
-        return read(self, z, *rest)
+    def watched(self: Any, q: Tensor, *rest: Any) -> Any:
+        seen.append(q.dtype)
+        return step(self, q, *rest)
 
-    monkeypatch.setattr(module.MemoryNetwork, "read", watched)
+    monkeypatch.setattr(module.MemoryNetwork, "step", watched)
     low, _ = rounded(problem(CONFIG, 2, TOKENS))
     with torch.no_grad():
         run(low, CONFIG)

@@ -14,7 +14,7 @@ Letters: R rows, N slots of a call, H memory heads, d head size, M fast matrices
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,7 +24,7 @@ from allmem.config import MemoryConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout
 from allmem.memory.muon import orthogonalise
-from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
+from allmem.memory.network import UNSCALED, Factors, MemoryNetwork, Scales
 from allmem.memory.rounds import assemble, choose, take
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
 from allmem.state import may_write
@@ -133,9 +133,9 @@ def inner_loop(
         q_now, k_now, v_now, eta_now = (t.to(products) for t in tokens)
         rounded = {name: w.to(products) for name, w in state.weights.items()}
         scaled = {name: s.to(products) for name, s in scales.items()}
-        pieces.append(network.read(q_now, rounded).to(q.dtype))
-        gradient = network.gradient(k_now, v_now, eta_now, rounded, scaled)
-        state = _accumulate(state, gradient, beta_now.sum((2, 3)), bool(step.opens.all()))
+        read, factors = network.step(q_now, k_now, v_now, eta_now, rounded, scaled)
+        pieces.append(read.to(q.dtype))
+        state = _accumulate(state, factors, beta_now.sum((2, 3)), bool(step.opens.all()))
         if bool(step.closes.any()):
             written = _write(state, scales, targets, chunk, config)
             state = written if bool(step.closes.all()) else choose(step.closes, written, state)
@@ -179,16 +179,21 @@ def _apply(weights: FastWeights, scales: Scales) -> FastWeights:
 
 
 def _accumulate(
-    state: MemoryState, gradient: FastWeights, beta: Tensor, all_open: bool
+    state: MemoryState, factors: Mapping[str, Factors], beta: Tensor, all_open: bool
 ) -> MemoryState:
     """Add a round to the running sums of the open chunks (which are zero where a chunk begins)."""
-    if all_open:
-        gradient = {name: g.to(state.gradient[name].dtype) for name, g in gradient.items()}
-    elif may_write(state.beta):
-        for name, g in gradient.items():
-            state.gradient[name].add_(g)
+    if not all_open and may_write(state.beta):
+        for name, (left, right) in factors.items():
+            total = state.gradient[name]
+            if left.dtype == total.dtype:
+                total.flatten(0, 1).baddbmm_(left.flatten(0, 1).mT, right.flatten(0, 1))
+            else:
+                total.add_(left.mT @ right)
         state.beta.add_(beta)
         return state
+    gradient = {name: left.mT @ right for name, (left, right) in factors.items()}
+    if all_open:
+        gradient = {name: g.to(state.gradient[name].dtype) for name, g in gradient.items()}
     else:
         gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
         beta = state.beta + beta

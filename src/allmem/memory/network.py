@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from allmem.memory.state import FastWeights
 
-__all__ = ["MemoryNetwork", "Scales"]
+__all__ = ["Factors", "MemoryNetwork", "Scales"]
 
 Scales = Mapping[str, Tensor]
 """Row scales [R, H, out, 1] that turn stored weights into normalised ones: F' = scale * F. A matrix
@@ -28,9 +28,25 @@ write a whole normalised copy of them."""
 UNSCALED: Scales = {}
 
 
-def _forward(z: Tensor, weights: FastWeights, scales: Scales, name: str) -> Tensor:
-    """F' z for every token: [R, H, N, in] to [R, H, N, out]."""
-    y = z @ weights[name].mT
+FEW = 8
+"""Up to how many queries and as many keys are multiplied together, unless there are gradients: what
+counts then is how often the weights are read."""
+
+Factors = tuple[Tensor, Tensor]
+"""A gradient as a product over tokens: [R, H, N, out] and [R, H, N, in]."""
+
+
+def _forward(q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """F q and F k for every token: [R, H, N, in] to [R, H, N, out]."""
+    tokens = q.shape[2]
+    if tokens > FEW or torch.is_grad_enabled():
+        return q @ weight.mT, k @ weight.mT
+    both = torch.cat([q, k], 2) @ weight.mT
+    return both[:, :, :tokens], both[:, :, tokens:]
+
+
+def _scaled(y: Tensor, scales: Scales, name: str) -> Tensor:
+    """F' k from F k."""
     return _times(y, scales[name].mT) if name in scales else y
 
 
@@ -61,49 +77,50 @@ class MemoryNetwork:
     residual: bool = True
     dot_loss: bool = False
 
-    def read(self, z: Tensor, weights: FastWeights, scales: Scales = UNSCALED) -> Tensor:
-        """M(z; F), [R, H, N, d] to [R, H, N, d]."""
-        hidden = z
-        if self.swiglu:
-            gate = _forward(z, weights, scales, "gate")
-            hidden = F.silu(gate) * _forward(z, weights, scales, "up")
-        y = _forward(hidden, weights, scales, "down")
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        eta: Tensor,
+        weights: FastWeights,
+        scales: Scales = UNSCALED,
+    ) -> tuple[Tensor, dict[str, Factors]]:
+        """What the queries read, and by what the keys and values change the weights.
+
+        Args:
+            q, k, v: [R, H, N, d].
+            eta: [R, H, N, M], one rate per token and matrix, in the order of the matrices' names.
+            weights: F, which is read as it is; the gradient is that at F', with its rows scaled.
+
+        Returns:
+            M(q; F), [R, H, N, d]; and of every matrix the factors of the sum over tokens of
+            eta_t dl_t/dF', in closed form.
+        """
+        if not self.swiglu:
+            y, of_k = _forward(q, k, weights["down"])
+            error = self._error(k, _scaled(of_k, scales, "down"), v)
+            return self._out(q, y), {"down": (_times(error, eta[..., 0:1]), k)}
+        a_q, a = _forward(q, k, weights["gate"])
+        b_q, b = _forward(q, k, weights["up"])
+        a, b = _scaled(a, scales, "gate"), _scaled(b, scales, "up")
+        silu = F.silu(a)
+        hidden = silu * b
+        y, of_k = _forward(_times(F.silu(a_q), b_q), hidden, weights["down"])
+        error = self._error(k, _scaled(of_k, scales, "down"), v)
+        delta = _backward(error, weights, scales, "down")
+        # Rates stand at the side with fewer features.
+        return self._out(q, y), {
+            "gate": (_silu_backward(_times(b, delta), a), eta[..., 0:1] * k),
+            "up": (_times(delta, silu), eta[..., 1:2] * k),
+            "down": (_times(error, eta[..., 2:3]), hidden),
+        }
+
+    def _out(self, z: Tensor, y: Tensor) -> Tensor:
+        """M(z), for a y that nobody needs any more."""
         if not self.residual:
             return y
         return z + y if torch.is_grad_enabled() else y.add_(z)
-
-    def loss(self, k: Tensor, v: Tensor, weights: FastWeights, scales: Scales = UNSCALED) -> Tensor:
-        """Inner loss of every token, [R, H, N]: 1/2 |M(k) - v|^2, or -M(k) . v."""
-        y = self.read(k, weights, scales)
-        return -(y * v).sum(-1) if self.dot_loss else 0.5 * (y - v).square().sum(-1)
-
-    def gradient(
-        self, k: Tensor, v: Tensor, eta: Tensor, weights: FastWeights, scales: Scales = UNSCALED
-    ) -> FastWeights:
-        """Sum over tokens of eta_t dl_t/dF at the normalised weights F', in closed form.
-
-        Args:
-            k, v: [R, H, N, d].
-            eta: [R, H, N, M], one rate per token and matrix, in the order of the matrices' names.
-
-        Returns:
-            {matrix: [R, H, out, in]}.
-        """
-        if not self.swiglu:
-            error = self._error(k, _forward(k, weights, scales, "down"), v)
-            return {"down": _times(error, eta[..., 0:1]).mT @ k}
-        a = _forward(k, weights, scales, "gate")
-        b = _forward(k, weights, scales, "up")
-        silu = F.silu(a)
-        hidden = silu * b
-        error = self._error(k, _forward(hidden, weights, scales, "down"), v)
-        delta = _backward(error, weights, scales, "down")
-        # Rates stand at the side with fewer features.
-        return {
-            "gate": _silu_backward(_times(b, delta), a).mT @ (eta[..., 0:1] * k),
-            "up": _times(delta, silu).mT @ (eta[..., 1:2] * k),
-            "down": _times(error, eta[..., 2:3]).mT @ hidden,
-        }
 
     def _error(self, k: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """dl/dM(k), for a y that nobody needs any more."""
