@@ -40,7 +40,7 @@ __all__ = ["TrainingMemory", "training_memory"]
 
 READ_KEEPS = 4
 """Tensors of h that autograd keeps of a read: gate, SiLU(gate), up, and their product."""
-GRADIENT_KEEPS = 12
+GRADIENT_KEEPS = 8
 """Tensors of h that autograd keeps of the closed form of an inner gradient."""
 SCALED_KEEPS = 2
 """Two more where the rows of ``gate`` and ``up`` are scaled: their products before scaling."""
@@ -283,7 +283,7 @@ def _memory_keeps(unit: MemoryUnit, call: _Call, chunk: int | None, dtype: torch
         6 P b                    what the convolutions read, with and without the tail
         2 P b                    the inputs of SiLU, of q and k
         4 P (w + b)              the inputs of the head norms in fp32, and what they gave
-        4 P p + 18 h p           the inner loop: error and k, with their rates; read and gradient
+        4 P p + 14 h p           the inner loop: error and k, with their rates; read and gradient
         4 P b                    sigmoid, read, gate; what the output projection reads
 
     with p bytes of a number in the inner loop's products, b or w; if w in a narrower model, 2 P w

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from allmem.memory.state import FastWeights
@@ -60,13 +62,32 @@ def _times(x: Tensor, factor: Tensor) -> Tensor:
     return x * factor if torch.is_grad_enabled() else x.mul_(factor)
 
 
-def _silu_backward(e: Tensor, a: Tensor) -> Tensor:
-    """e * SiLU'(a) = e * s (1 + a (1 - s)), for an e that nobody needs any more."""
-    if not torch.is_grad_enabled():
-        # In one go; itself it has no derivative.
+class _SiluBackward(torch.autograd.Function):
+    """e * SiLU'(a), with its own derivative: torch's in one pass has none, and one that is written
+    out keeps and passes over three times as much.
+
+        SiLU'(a) = s (1 + a (1 - s));  SiLU''(a) = s (1 - s) (2 + a (1 - 2 s))
+    """
+
+    @staticmethod
+    def forward(ctx: Any, e: Tensor, a: Tensor) -> Tensor:
+        ctx.save_for_backward(e, a)
         return torch.ops.aten.silu_backward(e, a)
-    s = a.sigmoid()
-    return e * (s + a * s * (1 - s))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        e, a = ctx.saved_tensors
+        s = a.sigmoid()
+        second = torch.rsub(s, 1, alpha=2).mul_(a).add_(2)
+        second.mul_(s.addcmul_(s, s, value=-1)).mul_(e).mul_(grad)
+        return torch.ops.aten.silu_backward(grad, a), second
+
+
+def _silu_backward(e: Tensor, a: Tensor) -> Tensor:
+    """e * SiLU'(a)."""
+    found: Tensor = _SiluBackward.apply(e, a)
+    return found
 
 
 @dataclass(frozen=True)
