@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from allmem.errors import AllMemError, first_line
+from allmem.models.head import read_slices_fast
 
 __all__ = ["gguf_file", "load_base", "load_tokenizer", "smollm2_file"]
 
@@ -62,6 +63,12 @@ def load_base(source: str | os.PathLike[str], **options: Any) -> PreTrainedModel
     Raises:
         AllMemError: if it cannot be found, or is not a causal language model.
     """
+    model = _load(source, **options)
+    read_slices_fast(model.get_output_embeddings())
+    return model
+
+
+def _load(source: str | os.PathLike[str], **options: Any) -> PreTrainedModel:
     gguf = gguf_file(source)
     try:
         if gguf is not None:
