@@ -81,7 +81,7 @@ def test_a_call_without_tokens_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_new_text_begins_with_the_matrix_and_nothing_else(name: str) -> None:
-    mixer = small_memory(name, conv=4)
+    mixer = small_memory(name, conv=4, projections="full")
     _, old = read(mixer, torch.randn(2, 12, HIDDEN))
     new = mixer.init_state(2, torch.float32, CPU)
     carried = mixer.carry(old, new)

@@ -186,7 +186,9 @@ def _accumulate(
         for name, (left, right) in factors.items():
             total = state.gradient[name]
             if left.dtype == total.dtype:
-                total.flatten(0, 1).baddbmm_(left.flatten(0, 1).mT, right.flatten(0, 1))
+                flat = total.flatten(0, 1)
+                # Not ``baddbmm_``, whose products torch's counter does not see.
+                torch.baddbmm(flat, left.flatten(0, 1).mT, right.flatten(0, 1), out=flat)
             else:
                 total.add_(left.mT @ right)
         state.beta.add_(beta)
