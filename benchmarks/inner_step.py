@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
-from allmem.memory.inner_loop import inner_loop, network_of
+from allmem.memory.inner_loop import inner_loop
+from allmem.memory.naive import naive_read
+from allmem.memory.projections import Written
 from allmem.memory.unit import MemoryUnit
 from allmem.models.sources import load_base, load_tokenizer, smollm2_file
 from allmem.models.structure import attention_shape, attention_weights, decoder_layers
@@ -63,15 +64,14 @@ def hidden_states(model: Any, ids: Tensor) -> dict[int, Tensor]:
 def chunk_losses(unit: MemoryUnit, x: Tensor) -> list[float]:
     """Mean inner loss of every chunk, with the weights that it is read with."""
     config, chunk = unit.config, unit.config.chunk
-    projected = unit.projections.inputs(x, None)
-    q, k, v = (projected[n].unflatten(-1, (unit.heads, unit.head_dim)) for n in ("q", "k", "v"))
-    q, k, v = unit.q_norm(F.silu(q)), unit.k_norm(F.silu(k)), unit.v_norm(v)
-    eta, beta = unit.rates(x)
+    whole = Layout.dense(0, 1, x.shape[1], x.device)
+    (q, k, v, eta, beta), _ = unit.tokens(x, unit.begin(1, x.dtype), whole, None, Written(x))
     state, losses = unit.begin(1, x.dtype).memory, []
     for first in range(0, x.shape[1] - chunk + 1, chunk):
         now = slice(first, first + chunk)
-        keys, values = k[:, now].transpose(1, 2), v[:, now].transpose(1, 2)
-        losses.append(float(network_of(config).loss(keys, values, state.weights).mean()))
+        keys, values = k[0, now].transpose(0, 1), v[0, now].transpose(0, 1)
+        found = naive_read(keys, {name: w[0] for name, w in state.weights.items()}, config)
+        losses.append(float(0.5 * (found - values).square().sum(-1).mean()))
         layout = Layout.dense(first, 1, chunk, x.device)
         parts = (q[:, now], k[:, now], v[:, now], eta[:, now], beta[:, now])
         _, state = inner_loop(*parts, state, dict(unit.initial), layout, config)

@@ -47,6 +47,19 @@ class Round:
     """[R] whether the row's chunk was empty before (CPU bool)."""
 
     @cached_property
+    def all_open(self) -> bool:
+        """Whether every row's chunk was empty before."""
+        return bool(self.opens.all())
+
+    @cached_property
+    def some_close(self) -> bool:
+        return bool(self.closes.any())
+
+    @cached_property
+    def all_close(self) -> bool:
+        return bool(self.closes.all())
+
+    @cached_property
     def span(self) -> slice | None:
         """The slots as one slice if all rows take the same ones, else ``None``."""
         first, count = int(self.first[0]), int(self.count[0])

@@ -16,7 +16,6 @@ from allmem.distill.optimizer import make_optimizer
 from allmem.distill.precision import training_weights
 from allmem.distill.sizes import Sizes
 from allmem.errors import AllMemError
-from allmem.memory import inner_loop
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from tests.distill.tiny import C, S, T, W, make_batch, make_model, make_text
@@ -127,7 +126,6 @@ def test_the_total_is_what_is_there_at_one_time() -> None:
     assert parts.held + parts.states < parts.total <= sum(asdict(parts).values())
 
 
-@pytest.mark.parametrize("narrow", [False, True], ids=["few", "many"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "memory",
@@ -145,14 +143,8 @@ def test_the_total_is_what_is_there_at_one_time() -> None:
     ],
     ids=str,
 )
-def test_what_autograd_keeps_is_foreseen(
-    memory: dict[str, object], dtype: torch.dtype, narrow: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where tokens are many enough for bfloat16 products in the inner loop."""
+def test_what_autograd_keeps_is_foreseen(memory: dict[str, object], dtype: torch.dtype) -> None:
     length = 240
-    if narrow:
-        monkeypatch.setattr(inner_loop, "WORK", 1)
-        monkeypatch.setattr(inner_loop, "MANY", 1)
     model = make_model(dtype=dtype, memory=memory)
     batch, counts = make_batch(make_text(length)[None])
     with training_weights(model):

@@ -25,7 +25,6 @@ from allmem.config import WindowConfig
 from allmem.distill.config import Objective
 from allmem.distill.sizes import Sizes
 from allmem.errors import AllMemError
-from allmem.memory.inner_loop import products_dtype
 from allmem.memory.muon import NEWTON_SCHULZ
 from allmem.memory.state import accumulation_dtype
 from allmem.memory.unit import MemoryUnit
@@ -38,12 +37,6 @@ from allmem.models.structure import decoder_layers
 
 __all__ = ["TrainingMemory", "training_memory"]
 
-READ_KEEPS = 4
-"""Tensors of h that autograd keeps of a read: gate, SiLU(gate), up, and their product."""
-GRADIENT_KEEPS = 8
-"""Tensors of h that autograd keeps of the closed form of an inner gradient."""
-SCALED_KEEPS = 2
-"""Two more where the rows of ``gate`` and ``up`` are scaled: their products before scaling."""
 LOSS_BLOCKS = 5
 """fp32 blocks of logits at one time: both predictions, and exp, difference and product of a KL."""
 
@@ -283,29 +276,22 @@ def _memory_keeps(unit: MemoryUnit, call: _Call, chunk: int | None, dtype: torch
         6 P b                    what the convolutions read, with and without the tail
         2 P b                    the inputs of SiLU, of q and k
         4 P (w + b)              the inputs of the head norms in fp32, and what they gave
-        4 P p + 14 h p           the inner loop: error and k, with their rates; read and gradient
+        3 P b                    the inner loop: q, k and v, from which it computes the rest again
         4 P b                    sigmoid, read, gate; what the output projection reads
 
-    with p bytes of a number in the inner loop's products, b or w; if w in a narrower model, 2 P w
-    more for q and k. And, per piece of a chunk, 3 R F w: the matrices, the gradient for its clip
-    and the momentum; if p < w, R F p for the matrices as they are multiplied; with Muon also what
-    it divides by its norm, and of each step its matrix and two squares.
+    And, per piece of a chunk, 3 R F w: the matrices, the gradient for its clip and the momentum;
+    with Muon also what it divides by its norm, and of each step its matrix and two squares.
     """
     config = unit.config
     D, P = unit.hidden_size, unit.heads * unit.head_dim
     F = sum(w.numel() for w in unit.initial.values())
     b, w = dtype.itemsize, accumulation_dtype(dtype).itemsize
     norms = 4 if config.normalize_values else 3
-    in_h = 0
-    if config.network == "swiglu":
-        in_h = READ_KEEPS + GRADIENT_KEEPS + (SCALED_KEEPS if config.norm == "internal" else 0)
     per_token = 2 * D * b + norms * P * (w + b) + 2 * P * b
     # Where the model computes in fp32 already, its numbers are the ones that the rates read.
     per_token += (1 + config.momentum) * D * w if b < w else 0
     per_token += 3 * P * b * min(config.conv, 2)
-    inner = unit.initial["down"].shape[-2:]
-    p = products_dtype(dtype, chunk or config.chunk, inner, on_cpu=True).itemsize
-    per_token += (4 * P + in_h * unit.heads * unit.width) * p + 2 * P * w * (b < w == p)
+    per_token += 3 * P * b
     per_token += (4 if config.gate else 1) * P * b
     copies = 1 + (config.clip is not None) + config.momentum + (config.norm == "post_update")
     per_chunk = copies * F
@@ -313,8 +299,7 @@ def _memory_keeps(unit: MemoryUnit, call: _Call, chunk: int | None, dtype: torch
         squares = sum(w.shape[0] * min(w.shape[1:]) ** 2 for w in unit.initial.values())
         per_chunk += F + len(NEWTON_SCHULZ) * (F + 2 * squares)
     rounds = call.rounds(chunk or config.chunk)
-    rounded = F * p if p < w else 0
-    return call.tokens * per_token + rounds * call.rows * (per_chunk * w + rounded)
+    return call.tokens * per_token + rounds * call.rows * per_chunk * w
 
 
 def _teacher_per_token(model: AllMemForCausalLM, dtype: torch.dtype) -> int:

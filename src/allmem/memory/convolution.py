@@ -68,6 +68,8 @@ def causal_convolution(
     reach = tail.shape[1]
     slots = x.shape[1]
     before = torch.cat([tail.to(x.dtype), x], dim=1)  # [R, K - 1 + N, F]
+    if slots == 1:
+        return (before * taps.flip(0)).sum(1, keepdim=True), last_inputs(before, reach, layout)
     y = x * taps[0]
     for j in range(1, reach + 1):
         earlier = before[:, reach - j : reach - j + slots]

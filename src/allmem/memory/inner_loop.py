@@ -14,7 +14,7 @@ Letters: R rows, N slots of a call, H memory heads, d head size, M fast matrices
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,9 +23,10 @@ from torch import Tensor
 from allmem.config import MemoryConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout
+from allmem.memory.chunk_step import read_and_sum
 from allmem.memory.muon import orthogonalise
-from allmem.memory.network import UNSCALED, Factors, MemoryNetwork, Scales
-from allmem.memory.rounds import assemble, choose, take
+from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
+from allmem.memory.rounds import assemble, choose, walk
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
 from allmem.state import may_write
 
@@ -125,20 +126,35 @@ def inner_loop(
 
     pieces = []
     rounds = layout.rounds(chunk)
-    for step in rounds:
-        *tokens, beta_now = take(step, queries, keys, values, rates, decays)
+    for step, tokens in walk(rounds, queries, keys, values, rates, decays):
+        q_now, k_now, v_now, eta_now, beta_now = tokens
         scales = _scales(state.weights, targets, config)
-        n, shape = tokens[0].shape[2], state.weights["down"].shape[-2:]
+        n, shape = q_now.shape[2], state.weights["down"].shape[-2:]
         products = products_dtype(q.dtype, n, shape, on_cpu=q.device.type == "cpu")
-        q_now, k_now, v_now, eta_now = (t.to(products) for t in tokens)
-        rounded = {name: w.to(products) for name, w in state.weights.items()}
-        scaled = {name: s.to(products) for name, s in scales.items()}
-        read, factors = network.step(q_now, k_now, v_now, eta_now, rounded, scaled)
-        pieces.append(read.to(q.dtype))
-        state = _accumulate(state, factors, beta_now.sum((2, 3)), bool(step.opens.all()))
-        if bool(step.closes.any()):
+        begins, beta_now = step.all_open, beta_now.sum((2, 3))
+        in_place = not begins and may_write(state.beta)
+        read, gradient = read_and_sum(
+            network,
+            q_now,
+            k_now,
+            v_now,
+            eta_now,
+            state.weights,
+            scales,
+            products,
+            sums=state.gradient if in_place else None,
+        )
+        pieces.append(read)
+        if in_place:
+            state.beta.add_(beta_now)
+        else:
+            if not begins:  # The sums are zero in those rows where a chunk begins.
+                gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
+                beta_now = state.beta + beta_now
+            state = MemoryState(state.weights, state.momentum, gradient, beta_now)
+        if step.some_close:
             written = _write(state, scales, targets, chunk, config)
-            state = written if bool(step.closes.all()) else choose(step.closes, written, state)
+            state = written if step.all_close else choose(step.closes, written, state)
 
     if not rounds:
         return torch.zeros_like(q), state
@@ -176,30 +192,6 @@ def _row_scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig
 
 def _apply(weights: FastWeights, scales: Scales) -> FastWeights:
     return {name: w * scales[name] if name in scales else w for name, w in weights.items()}
-
-
-def _accumulate(
-    state: MemoryState, factors: Mapping[str, Factors], beta: Tensor, all_open: bool
-) -> MemoryState:
-    """Add a round to the running sums of the open chunks (which are zero where a chunk begins)."""
-    if not all_open and may_write(state.beta):
-        for name, (left, right) in factors.items():
-            total = state.gradient[name]
-            if left.dtype == total.dtype:
-                flat = total.flatten(0, 1)
-                # Not ``baddbmm_``, whose products torch's counter does not see.
-                torch.baddbmm(flat, left.flatten(0, 1).mT, right.flatten(0, 1), out=flat)
-            else:
-                total.add_(left.mT @ right)
-        state.beta.add_(beta)
-        return state
-    gradient = {name: left.mT @ right for name, (left, right) in factors.items()}
-    if all_open:
-        gradient = {name: g.to(state.gradient[name].dtype) for name, g in gradient.items()}
-    else:
-        gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
-        beta = state.beta + beta
-    return MemoryState(state.weights, state.momentum, gradient, beta)
 
 
 def _write(

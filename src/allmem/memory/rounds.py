@@ -6,6 +6,7 @@ Letters: R rows, N slots of a call, H heads, n tokens of a round, d features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -14,23 +15,38 @@ from torch import Tensor
 from allmem.layout import Layout, Round
 from allmem.state import State
 
-__all__ = ["assemble", "choose", "take"]
+__all__ = ["assemble", "choose", "walk"]
 
 AnyState = TypeVar("AnyState", bound=State)
 
 
-def take(step: Round, *sequences: Tensor) -> list[Tensor]:
-    """The tokens of one round, [R, H, n, ...]; where a row has fewer than n, zeros."""
-    span = step.span
-    if span is not None:
-        return [x[:, :, span] for x in sequences]
-    slots, valid = step.slots(sequences[0].device)
-    index, keep = slots[:, None, :, None], valid[:, None, :, None]
-    return [
-        # ``where`` and not a product: a padding slot may hold anything, NaN too.
-        torch.where(keep, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), 0)
-        for x in sequences
-    ]
+def walk(rounds: list[Round], *sequences: Tensor) -> Iterator[tuple[Round, list[Tensor]]]:
+    """Every round with its tokens of the sequences [R, H, N, ...]: [R, H, n, ...], zeros where a
+    row has fewer than n.
+
+    All rounds are taken apart at once: a slice or a gather for each would have a backward pass over
+    the whole sequence for each.
+    """
+    if not rounds:
+        return
+    spans = [step.span for step in rounds]
+    if all(span is not None for span in spans):
+        sizes = [span.stop - span.start for span in spans if span is not None]
+        parts = [x[:, :, : sum(sizes)].split(sizes, 2) for x in sequences]
+    else:
+        device = sequences[0].device
+        places = [step.slots(device) for step in rounds]
+        index = torch.cat([slots for slots, _ in places], 1)[:, None, :, None]
+        keep = torch.cat([valid for _, valid in places], 1)[:, None, :, None]
+        parts = [
+            # ``where`` and not a product: a padding slot may hold anything, NaN too.
+            torch.where(keep, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), 0).split(
+                [slots.shape[1] for slots, _ in places], 2
+            )
+            for x in sequences
+        ]
+    for step, *tokens in zip(rounds, *parts, strict=True):
+        yield step, tokens
 
 
 def choose(rows: Tensor, yes: AnyState, no: AnyState) -> AnyState:
@@ -48,7 +64,10 @@ def choose(rows: Tensor, yes: AnyState, no: AnyState) -> AnyState:
 
 def assemble(pieces: list[Tensor], rounds: list[Round], layout: Layout) -> Tensor:
     """What the rounds read, back in the slots of the rows: [R, H, N, d]."""
-    joined = torch.cat(pieces, dim=2)
+    joined = pieces[0]
+    if len(pieces) > 1:
+        # Tokens before heads in memory, as the caller has them.
+        joined = torch.cat([piece.transpose(1, 2) for piece in pieces], dim=1).transpose(1, 2)
     if all(step.span is not None for step in rounds) and layout.full:
         return joined
     # Where slot i of row r lies in ``joined``: its round's offset plus its place in that round.

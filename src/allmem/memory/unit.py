@@ -199,12 +199,32 @@ class MemoryUnit(nn.Module):
         if not layout.full:
             x = torch.where(layout.valid[..., None], x, 0)
         written = Written(x) if written is None else written
+        tokens, tails = self.tokens(x, state, layout, features, written)
+        # Autocast would do the sums of the inner loop in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            read, memory = inner_loop(
+                *tokens, state.memory, dict(self.initial), layout, self.config
+            )
+            read = self.o_norm(read).flatten(2)
+        if self.config.gate:
+            read = read * (2 * torch.sigmoid(self.projections.gate(x)))
+        return self.projections.output(read, features), UnitState(memory, tails)
+
+    def tokens(
+        self,
+        x: Tensor,
+        state: UnitState,
+        layout: Layout,
+        features: Features | None,
+        written: Written,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]:
+        """What the inner loop reads and writes: q, k, v [R, N, H, d], eta [R, N, H, M] and beta
+        [R, N, H]; and the convolutions' tails after the call."""
         projected = self.projections.inputs(x, layout, features, written)
         tails: dict[str, Tensor] = {}
         if self.config.conv:
             projected, tails = self.convolutions.apply_to(projected, state.tails, layout)
         q, k, v = (self._split_heads(projected[name]) for name in ("q", "k", "v"))
-        # Autocast would do the sums of the inner loop in half precision.
         with torch.autocast(x.device.type, enabled=False):
             if self.config.feature_activation:
                 q, k = F.silu(q), F.silu(k)
@@ -217,13 +237,7 @@ class MemoryUnit(nn.Module):
             if self.config.normalize_values:
                 v = self.v_norm(v)
             eta, beta = self.rates(written, layout.chunk)
-            read, memory = inner_loop(
-                q, k, v, eta, beta, state.memory, dict(self.initial), layout, self.config
-            )
-            read = self.o_norm(read).flatten(2)
-        if self.config.gate:
-            read = read * (2 * torch.sigmoid(self.projections.gate(x)))
-        return self.projections.output(read, features), UnitState(memory, tails)
+        return (q, k, v, eta, beta), tails
 
     def rates(self, written: Written, chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """The inner learning rates eta [R, N, H, M] and momentum decays beta [R, N, H] of every

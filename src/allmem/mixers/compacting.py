@@ -25,7 +25,7 @@ from allmem.attention.rotary import Rotary, rotate
 from allmem.config import Options, WindowConfig, require_positive
 from allmem.errors import AllMemError
 from allmem.layout import Layout, Round
-from allmem.memory.rounds import assemble, take
+from allmem.memory.rounds import assemble, walk
 from allmem.mixers.attention import AttentionMixer, AttentionShape
 from allmem.mixers.base import Capabilities
 from allmem.mixers.registry import Place
@@ -190,14 +190,13 @@ class CompactingMixer(AttentionMixer, Generic[AnySizes]):
     ) -> tuple[Tensor, State]:
         sizes = self.sizes(layout.window or self.window)
         rounds, pieces = layout.rounds(sizes.interval), []
-        for step in rounds:
+        for step, (q_now, k_now, v_now) in walk(rounds, q, k, v):
             began = (layout.start + step.first).tolist()
             before = torch.tensor([self.filled(sizes, tokens) for tokens in began])
-            q_now, k_now, v_now = take(step, q, k, v)
             piece = Piece(q_now, k_now, v_now, scale, step, layout, sizes, before)
             y, state = self.read(piece, state)
             pieces.append(y)
-            if bool(step.closes.any()):
+            if step.some_close:
                 state = self.close(piece, state)
         if not rounds:
             return torch.zeros_like(q), state

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from allmem.config import HeadOptions, KeyNorm, require_choice, require_positive
 from allmem.layout import Layout
 from allmem.memory.projections import AttentionWeights, Features
-from allmem.memory.rounds import assemble, choose, take
+from allmem.memory.rounds import assemble, choose, walk
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.heads import HeadMixer, Heads, HeadState
 from allmem.mixers.registry import MemoryKind, register_memory
@@ -108,17 +108,16 @@ def infini_rule(
     v = F.pad(v, (0, 1), value=1.0)
     pieces = []
     rounds = layout.rounds(chunk)
-    for step in rounds:
-        q_now, k_now, v_now = take(step, q, k, v)
+    for step, (q_now, k_now, v_now) in walk(rounds, q, k, v):
         pieces.append(_mean(q_now @ memory.matrix))
         if update == "delta":
             known = _mean(k_now @ memory.matrix)
             v_now = v_now - F.pad(known, (0, 1))
         written = memory.written + k_now.mT @ v_now
         memory = InfiniMemory(memory.matrix, written)
-        if bool(step.closes.any()):
+        if step.some_close:
             closed = InfiniMemory(memory.matrix + written, torch.zeros_like(written))
-            memory = closed if bool(step.closes.all()) else choose(step.closes, closed, memory)
+            memory = closed if step.all_close else choose(step.closes, closed, memory)
     if not rounds:
         return torch.zeros_like(v[..., :-1]), memory
     return assemble(pieces, rounds, layout), memory

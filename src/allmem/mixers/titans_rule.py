@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from allmem.layout import Layout
-from allmem.memory.rounds import assemble, choose, take
+from allmem.memory.rounds import assemble, choose, walk
 from allmem.memory.state import FastWeights
 from allmem.mixers.fast_mlp import FastMLP
 from allmem.state import State
@@ -69,10 +69,9 @@ def titans_rule(
     """
     rounds = layout.rounds(mini_batch)
     pieces = []
-    for step in rounds:
-        q_now, k_now, v_now, theta, log_eta, log_keep, writes = take(
-            step, q, k, v, rates.theta, rates.log_eta, rates.log_keep, rates.writes
-        )
+    sequences = (q, k, v, rates.theta, rates.log_eta, rates.log_keep, rates.writes)
+    for step, tokens in walk(rounds, *sequences):
+        q_now, k_now, v_now, theta, log_eta, log_keep, writes = tokens
         gradients = network.gradients(k_now, v_now, memory.anchor, torch.sub)
         kept, decayed = _products(log_keep), _products(log_eta)  # T and E, [R, H, n, n]
         kept_from_start, decayed_from_start = (x.cumsum(2).exp() for x in (log_keep, log_eta))
@@ -95,9 +94,9 @@ def titans_rule(
             {name: last_decayed * s - surprise[name] for name, s in memory.momentum.items()},
             memory.anchor,
         )
-        if bool(step.closes.any()):
+        if step.some_close:
             closed = TitansMemory(memory.weights, memory.momentum, memory.weights)
-            memory = closed if bool(step.closes.all()) else choose(step.closes, closed, memory)
+            memory = closed if step.all_close else choose(step.closes, closed, memory)
     return (assemble(pieces, rounds, layout) if rounds else torch.zeros_like(v)), memory
 
 

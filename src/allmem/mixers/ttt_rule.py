@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from allmem.layout import Layout
-from allmem.memory.rounds import assemble, choose, take
+from allmem.memory.rounds import assemble, choose, walk
 from allmem.memory.state import FastWeights
 from allmem.mixers.fast_mlp import FastMLP, zeros_like
 from allmem.state import State
@@ -80,21 +80,21 @@ def ttt_rule(
     rounds = layout.rounds(size)
     scales = token_scale[layout.positions % size][:, None, :, None]  # [R, 1, N, 1]
     pieces = []
-    for step in rounds:
-        q_now, k_now, v_now, r_now, s_now = take(step, q, k, v, rate, scales)
+    for step, tokens in walk(rounds, q, k, v, rate, scales):
+        q_now, k_now, v_now, r_now, s_now = tokens
         gradients = network.gradients(k_now, v_now - k_now, memory.weights, norm.error)
         rates = (s_now * r_now.mT).tril()  # [R, H, n, n]
         stored: list[tuple[Tensor | None, FastWeights]] = [(None, memory.weights)]
-        if not bool(step.opens.all()):
+        if not step.all_open:
             stored.append((-s_now, memory.gradient))
         pieces.append(network.read(q_now, stored, gradients, rates))
         total = network.total(gradients, r_now)
         memory = TTTMemory(
             memory.weights, {name: g + total[name] for name, g in memory.gradient.items()}
         )
-        if bool(step.closes.any()):
+        if step.some_close:
             closed = _close(memory, token_scale[-1])
-            memory = closed if bool(step.closes.all()) else choose(step.closes, closed, memory)
+            memory = closed if step.all_close else choose(step.closes, closed, memory)
     return (assemble(pieces, rounds, layout) if rounds else torch.zeros_like(q)), memory
 
 

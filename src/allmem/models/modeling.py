@@ -20,9 +20,9 @@ from allmem.layout import document_starts
 from allmem.mixers.layer import LayerState
 from allmem.models.cache import AllMemCache, config_key
 from allmem.models.configuration import AllMemConfig
+from allmem.models.cpu_products import fast_products
 from allmem.models.fingerprint import fingerprint
 from allmem.models.generation import MemoryGeneration
-from allmem.models.head import read_slices_fast
 from allmem.models.layer import Call, MixedAttention, Observer, mixer_around, route_attention
 from allmem.models.structure import check_supported, decoder_layers
 
@@ -63,7 +63,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         self._no_split_modules = base._no_split_modules
         self._install_mixers(seed)
         route_attention(base)
-        read_slices_fast(base.get_output_embeddings())
+        fast_products(base, base.get_output_embeddings())
         self.cache_key = config_key(config)
         self.post_init()
         self.generation_config = base.generation_config

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from allmem.errors import AllMemError, first_line
-from allmem.models.head import read_slices_fast
+from allmem.models.cpu_products import fast_products
 
 __all__ = ["gguf_file", "load_base", "load_tokenizer", "smollm2_file"]
 
@@ -64,7 +64,7 @@ def load_base(source: str | os.PathLike[str], **options: Any) -> PreTrainedModel
         AllMemError: if it cannot be found, or is not a causal language model.
     """
     model = _load(source, **options)
-    read_slices_fast(model.get_output_embeddings())
+    fast_products(model, model.get_output_embeddings())
     return model
 
 
