@@ -36,7 +36,7 @@ def test_the_choice_of_a_call_goes_before_the_forced_one() -> None:
 def test_forcing_ends_with_the_block_even_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), use_backend("naive"):
         raise ZeroDivisionError
-    assert backend._forced is None
+    assert backend._switch.forced is None
 
 
 def test_an_unknown_backend_names_the_nearest() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from allmem import kernels as choice
 from allmem.errors import AllMemError
+from allmem.kernels import use_kernels
 from allmem.mixers import kernels
-from allmem.mixers.kernels import use_kernels
 from tests.mixers.test_recurrence import RULES, D, Inputs, fla_delta, fla_linear, inputs, ours
 
 BF16 = torch.bfloat16
@@ -67,14 +68,14 @@ class Reference:
 def _installed_or_not() -> Iterator[None]:
     """What a test says of packages that are there is forgotten afterwards."""
     yield
-    kernels._known.cache_clear()
+    choice._read.cache_clear()
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Reference]:
     """Kernels that run here, by name, once they were asked for."""
     found: dict[str, Reference] = {}
-    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
     monkeypatch.setattr(kernels, "_on_gpu", lambda q: True)
     monkeypatch.setattr(kernels, "_kernel", lambda name: found.setdefault(name, Reference(name)))
     return found
@@ -126,7 +127,7 @@ def test_what_they_cannot_compute_stays_with_ours(
         monkeypatch.setattr(kernels, "LARGEST", 7)
     if why == "cpu":
         monkeypatch.undo()
-        monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+        monkeypatch.setattr(choice, "find_spec", lambda name: object())
     narrow = {"fp32": torch.float32, "not-known": None}.get(why, BF16)
     expected = ours("delta", "head", given)
     with use_kernels("fla"):
@@ -138,7 +139,7 @@ def test_what_they_cannot_compute_stays_with_ours(
 def test_the_environment_asks_for_them_too(
     asked: dict[str, Reference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(kernels.VARIABLE, "fla")
+    monkeypatch.setenv(choice.VARIABLE, "fla")
     ours("linear", "head", inputs(), narrow=BF16)
     assert asked["simple_gla"].calls == 1
     # What a program says counts more.
@@ -150,10 +151,10 @@ def test_the_environment_asks_for_them_too(
 def test_unknown_and_missing_kernels_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AllMemError, match=r"flo.*did you mean 'fla'"), use_kernels("flo"):
         pass
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
     with pytest.raises(AllMemError, match="pip install"), use_kernels("fla"):
         pass
-    monkeypatch.setenv(kernels.VARIABLE, "mamba")
+    monkeypatch.setenv(choice.VARIABLE, "mamba")
     with pytest.raises(AllMemError, match=r"mamba.*torch"):
         ours("linear", "head", inputs(), narrow=BF16)
 

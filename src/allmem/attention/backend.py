@@ -7,9 +7,6 @@ attention: padding is kept out and states are made here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -18,29 +15,26 @@ from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout
+from allmem.switch import Switch
 
 __all__ = ["BACKENDS", "full_attention", "use_backend", "window_attention", "window_mass"]
 
 BACKENDS = ("blocks", "flex", "naive")
 
-_forced: str | None = None
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise AllMemError(unknown_name("attention backend", name, BACKENDS))
+    return name
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Force a backend for all calls inside the block: for tests and for finding faults.
+_switch = Switch(_known)
+use_backend = _switch.use
+"""Force a backend for all calls inside the block: for tests and for finding faults.
 
-    The choice holds for the whole process, since a backward pass may recompute in another thread.
-
-    Raises:
-        AllMemError: if there is no such backend.
-    """
-    global _forced  # noqa: PLW0603 - a switch of the process, restored on exit
-    before, _forced = _forced, _known(name)
-    try:
-        yield
-    finally:
-        _forced = before
+Raises:
+    AllMemError: if there is no such backend.
+"""
 
 
 def window_attention(
@@ -128,7 +122,7 @@ def window_mass(
         [R, Q, N], at least fp32, finite in padding slots.
     """
     _check(q, k, k, layout)
-    if _forced == "naive":
+    if _switch.forced == "naive":
         return naive.window_mass(q, q_sink, k, state, layout, window, scale=scale)
     clean_sink = None if q_sink is None else _without_padding(q_sink, layout)
     q, k = _without_padding(q, layout), _without_padding(k, layout)
@@ -181,15 +175,9 @@ def full_attention(
     return _without_padding(out, layout), state
 
 
-def _known(name: str) -> str:
-    if name not in BACKENDS:
-        raise AllMemError(unknown_name("attention backend", name, BACKENDS))
-    return name
-
-
 def _pick(asked: str | None, q: Tensor, k: Tensor, v: Tensor, prefer: str = "flex") -> str:
     """The backend that the call names, else the forced one, else ``prefer`` on a GPU if it can."""
-    name = asked or _forced
+    name = asked or _switch.forced
     if name is None:
         fused = q.device.type == "cuda" and flex.cannot_run(q, k, v) is None
         return prefer if fused else "blocks"

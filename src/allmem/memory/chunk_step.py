@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from allmem.memory import kernels
 from allmem.memory.network import Factors, MemoryNetwork, Scales
 from allmem.memory.state import FastWeights
 
@@ -78,7 +79,11 @@ def _forward(
     totals = {name: s.view(-1, *s.shape[2:]) for name, s in (sums or {}).items()}
     pieces = []
     for q_now, k_now, v_now, eta_now in _blocks(weights["down"], products, q, k, v, eta):
-        read, factors = network.step(q_now, k_now, v_now, eta_now, rounded, scaled)
+        tokens = q_now, k_now, v_now, eta_now
+        if kernels.chosen(network, q_now, rounded):
+            read, factors = kernels.step(network, *tokens, rounded, scaled)
+        else:
+            read, factors = network.step(*tokens, rounded, scaled)
         pieces.append(read.to(q.dtype))
         for name, pair in factors.items():
             if name in totals:

@@ -14,21 +14,22 @@ Letters: R rows, N slots of a call, H memory heads, d head size, M fast matrices
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from allmem.config import MemoryConfig
 from allmem.errors import AllMemError, unknown_name
-from allmem.layout import Layout
+from allmem.layout import Layout, Round
+from allmem.memory import kernels
 from allmem.memory.chunk_step import read_and_sum
 from allmem.memory.muon import orthogonalise
-from allmem.memory.network import UNSCALED, MemoryNetwork, Scales
+from allmem.memory.network import FEW, UNSCALED, MemoryNetwork, Scales
 from allmem.memory.rounds import assemble, choose, walk
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
 from allmem.state import may_write
+from allmem.switch import Switch
 
 __all__ = [
     "PRODUCTS",
@@ -45,27 +46,21 @@ MANY, WORK = 16, 1 << 20
 their rounding."""
 PRODUCTS = ("narrow", "wide")
 
-_products = "narrow"
 
-
-@contextmanager
-def use_products(name: str) -> Iterator[None]:
-    """Whether bfloat16 inputs are multiplied as such (``narrow``) or in fp32 (``wide``) inside the
-    block: for tests, and to see what rounding does.
-
-    The choice holds for the whole process, since a backward pass may recompute in another thread.
-
-    Raises:
-        AllMemError: if it is neither.
-    """
-    global _products  # noqa: PLW0603 - a switch of the process, restored on exit
+def _known(name: str) -> str:
     if name not in PRODUCTS:
         raise AllMemError(unknown_name("products", name, PRODUCTS))
-    before, _products = _products, name
-    try:
-        yield
-    finally:
-        _products = before
+    return name
+
+
+_switch = Switch(_known)
+use_products = _switch.use
+"""Whether bfloat16 inputs are multiplied as such (``narrow``, as outside such blocks) or in fp32
+(``wide``) inside the block: for tests, and to see what rounding does.
+
+Raises:
+    AllMemError: if it is neither.
+"""
 
 
 def network_of(config: MemoryConfig) -> MemoryNetwork:
@@ -127,34 +122,8 @@ def inner_loop(
     pieces = []
     rounds = layout.rounds(chunk)
     for step, tokens in walk(rounds, queries, keys, values, rates, decays):
-        q_now, k_now, v_now, eta_now, beta_now = tokens
-        scales = _scales(state.weights, targets, config)
-        n, shape = q_now.shape[2], state.weights["down"].shape[-2:]
-        products = products_dtype(q.dtype, n, shape, on_cpu=q.device.type == "cpu")
-        begins, beta_now = step.all_open, beta_now.sum((2, 3))
-        in_place = not begins and may_write(state.beta)
-        read, gradient = read_and_sum(
-            network,
-            q_now,
-            k_now,
-            v_now,
-            eta_now,
-            state.weights,
-            scales,
-            products,
-            sums=state.gradient if in_place else None,
-        )
+        read, state = _read_and_write(network, tokens, step, state, targets, chunk, config)
         pieces.append(read)
-        if in_place:
-            state.beta.add_(beta_now)
-        else:
-            if not begins:  # The sums are zero in those rows where a chunk begins.
-                gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
-                beta_now = state.beta + beta_now
-            state = MemoryState(state.weights, state.momentum, gradient, beta_now)
-        if step.some_close:
-            written = _write(state, scales, targets, chunk, config)
-            state = written if step.all_close else choose(step.closes, written, state)
 
     if not rounds:
         return torch.zeros_like(q), state
@@ -172,9 +141,50 @@ def products_dtype(
         shape: of a fast matrix.
     """
     worth = tokens >= MANY and (not on_cpu or tokens * math.prod(shape) >= WORK)
-    if dtype == torch.bfloat16 and worth and _products == "narrow":
+    if dtype == torch.bfloat16 and worth and _switch.forced != "wide":
         return dtype
     return accumulation_dtype(dtype)
+
+
+def _read_and_write(
+    network: MemoryNetwork,
+    tokens: list[Tensor],
+    step: Round,
+    state: MemoryState,
+    targets: FastWeights,
+    chunk: int,
+    config: MemoryConfig,
+) -> tuple[Tensor, MemoryState]:
+    """One round: what its tokens read, and the state after it."""
+    q, k, v, eta, beta = tokens
+    beta = beta.sum((2, 3))
+    fused, in_place = kernels.chosen(network, q, state.weights), may_write(state.beta)
+    scales: Scales | None = None
+    if fused and in_place and q.shape[2] <= FEW:
+        scaled = targets if config.norm == "internal" else {}
+        read = kernels.decode_step(network, q, k, v, eta, state.weights, scaled, state.gradient)
+        state.beta.add_(beta)
+    else:
+        # The sums are zero in those rows where a chunk begins.
+        into = state.gradient if in_place and not step.all_open else None
+        scales = _scales(state.weights, targets, config)
+        shape = state.weights["down"].shape[-2:]
+        products = products_dtype(q.dtype, q.shape[2], shape, on_cpu=q.device.type == "cpu")
+        read, gradient = read_and_sum(
+            network, q, k, v, eta, state.weights, scales, products, sums=into
+        )
+        if into is None and not step.all_open:
+            gradient = {name: state.gradient[name] + g for name, g in gradient.items()}
+        state = MemoryState(state.weights, state.momentum, gradient, state.beta + beta)
+    if not step.some_close:
+        return read, state
+    if fused and config.optimizer == "sgd":
+        rows = None if step.all_close else step.closes.to(q.device)
+        return read, kernels.write(state, targets, chunk, config, rows, in_place=in_place)
+    if scales is None:
+        scales = _scales(state.weights, targets, config)
+    written = _write(state, scales, targets, chunk, config)
+    return read, written if step.all_close else choose(step.closes, written, state)
 
 
 def _scales(weights: FastWeights, targets: FastWeights, config: MemoryConfig) -> Scales:

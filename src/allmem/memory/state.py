@@ -47,8 +47,10 @@ class MemoryState(State):
             initial: F_0, {matrix: [H, out, in]}; gradients flow back into it.
         """
         dtype = accumulation_dtype(next(iter(initial.values())).dtype)
+        # Copies, also for one row: a state may be written in place, F_0 may not.
         weights = {
-            name: w.to(dtype).expand(rows, *w.shape).contiguous() for name, w in initial.items()
+            name: w.to(dtype).expand(rows, *w.shape).clone(memory_format=torch.contiguous_format)
+            for name, w in initial.items()
         }
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         heads = next(iter(weights.values())).shape[1]

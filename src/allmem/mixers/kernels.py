@@ -2,30 +2,24 @@
 everywhere (``allmem.mixers.recurrence``), or the kernels of flash-linear-attention.
 
 The kernels take bf16 or fp16 on a CUDA device and keep the state in fp32. They are never picked by
-themselves, since their rounding is another: ``use_kernels("fla")``, or ALLMEM_KERNELS=fla in the
-environment, asks for them, and calls that they cannot compute stay with ours.
+themselves, since their rounding is another (``allmem.kernels``); calls that they cannot compute
+stay with ours.
 
 Letters: R rows, H heads, N tokens, d size of keys, dv of values.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from allmem.errors import AllMemError, unknown_name
+from allmem.kernels import asked_for
 
-__all__ = ["KERNELS", "delta_kernel", "linear_kernel", "use_kernels"]
+__all__ = ["delta_kernel", "linear_kernel"]
 
-KERNELS = ("torch", "fla")
-VARIABLE = "ALLMEM_KERNELS"
 LINEAR = ("simple_gla", "simple_gla", "gla")
 DELTA = ("delta_rule", "gated_delta_rule", "kda")
 """What their rules are called: without decays, with one for a head, with one for a channel."""
@@ -37,23 +31,6 @@ STRONGEST = -60.0
 logarithms, in which -inf would be NaN."""
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
-
-_forced: str | None = None
-
-
-@contextmanager
-def use_kernels(name: str) -> Iterator[None]:
-    """Who computes recurrences inside the block, in the whole process.
-
-    Raises:
-        AllMemError: if there are no such kernels, or they are not installed.
-    """
-    global _forced  # noqa: PLW0603 - a switch of the process, restored on exit
-    before, _forced = _forced, _known(name)
-    try:
-        yield
-    finally:
-        _forced = before
 
 
 def linear_kernel(
@@ -86,24 +63,9 @@ def delta_kernel(
     return _run(DELTA, q, k, v, log_decay, state, narrow, rate)
 
 
-@cache
-def _known(name: str) -> str:
-    """Kept, since every layer of every call asks, and looking for packages takes its time."""
-    if name not in KERNELS:
-        raise AllMemError(unknown_name("kernels", name, KERNELS))
-    if name == "fla" and not (find_spec("fla") and find_spec("triton")):
-        raise AllMemError(
-            "the kernels 'fla' need flash-linear-attention and triton: pip install 'allmem[gpu]'"
-        )
-    return name
-
-
 def _takes(q: Tensor, v: Tensor, narrow: torch.dtype) -> bool:
-    chosen = _forced
-    if chosen is None and VARIABLE in os.environ:
-        chosen = _known(os.environ[VARIABLE])
     return (
-        chosen == "fla"
+        asked_for("fla")
         and _on_gpu(q)
         and narrow in NARROW
         and q.shape[2] > 0
