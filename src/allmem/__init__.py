@@ -8,10 +8,10 @@ Nothing heavy is imported before it is used, so that the command line answers at
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from allmem import _registration
+from allmem._lazy import lazily
 from allmem._version import __version__
 from allmem.config import MemoryConfig, WindowConfig
 from allmem.errors import AllMemError
@@ -38,21 +38,17 @@ __all__ = [
     "save_adapter",
 ]
 
-_HOMES = {
-    "AllMemCache": "allmem.models.cache",
-    "AllMemConfig": "allmem.models.configuration",
-    "AllMemForCausalLM": "allmem.models.modeling",
-    "convert": "allmem.models.conversion",
-    "load_adapter": "allmem.models.adapter",
-    "load_tokenizer": "allmem.models.sources",
-    "save_adapter": "allmem.models.adapter",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'allmem' has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "models.adapter": "load_adapter save_adapter",
+        "models.cache": "AllMemCache",
+        "models.configuration": "AllMemConfig",
+        "models.conversion": "convert",
+        "models.modeling": "AllMemForCausalLM",
+        "models.sources": "load_tokenizer",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user may choose about a conversion, checked before anything heavy is imported."""
+"""What a user may choose, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from allmem.config import MemoryConfig, WindowConfig, check_chunk_fits_window
+from allmem.errors import AllMemError
 
-__all__ = ["Conversion"]
+__all__ = ["Conversion", "Limits"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,20 @@ class Conversion:
             "memory": self.memory or None,
             "mixer_options": self.mixer_options or None,
         }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest differences that a comparison may have, as shares of what is to be matched.
+
+    Raises:
+        AllMemError: on a limit that is negative.
+    """
+
+    parameters: float = 0.02
+    state: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "state"):
+            if getattr(self, name) < 0:
+                raise AllMemError(f"limits: {name} = {getattr(self, name)} must be 0 or more")

@@ -64,6 +64,23 @@ def test_usage_errors_exit_with_2_without_heavy_imports(args: list[str]) -> None
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["distill", "nosuch"],
+        ["distill", "smollm2-cpu", "training.lrr=1"],
+        ["arena", "nosuch.yaml"],
+        ["cost", "qwen3-0.6b", "--lengths", "x"],
+        ["data", "build", "nosuch.yaml", "--output", "nosuch"],
+    ],
+    ids=lambda args: " ".join(args[:2]),
+)
+def test_wrong_values_are_told_without_heavy_imports(args: list[str]) -> None:
+    done = probe(*args)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+
+
 def test_a_misspelt_command_is_told_the_nearest(run: Any) -> None:
     assert "'ask'" in run("aks", code=2).stderr
 

@@ -1,7 +1,14 @@
 """The arena: memories compared in one slot, from one teacher, on the same tokens, equally large."""
 
-from allmem.arena.config import ArenaConfig, ArenaSizes, Entrant, EvaluationConfig, load_arena
-from allmem.arena.holding import Arena, Outcome
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allmem._lazy import lazily
+
+if TYPE_CHECKING:
+    from allmem.arena.config import ArenaConfig, ArenaSizes, Entrant, EvaluationConfig, load_arena
+    from allmem.arena.holding import Arena, Outcome
 
 __all__ = [
     "Arena",
@@ -12,3 +19,11 @@ __all__ = [
     "Outcome",
     "load_arena",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "config": "ArenaConfig ArenaSizes Entrant EvaluationConfig load_arena",
+        "holding": "Arena Outcome",
+    },
+)

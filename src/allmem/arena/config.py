@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from allmem.choices import Limits
 from allmem.config import WindowConfig, check_chunk_fits_window
 from allmem.data.recall import RecallTask
 from allmem.distill.config import DistillConfig
 from allmem.distill.recipe import DataSource
 from allmem.errors import AllMemError
-from allmem.evaluation.opening import parse_sizes
-from allmem.mixers.matching import Limits
+from allmem.evaluation.sizes import parse_sizes
 from allmem.schema import build_from, check_positive, override, read_yaml
 
 __all__ = ["ArenaConfig", "ArenaSizes", "Entrant", "EvaluationConfig", "load_arena"]

@@ -22,10 +22,11 @@ from allmem.distill.evaluate import compare
 from allmem.distill.rows import Row, counted
 from allmem.evaluation.catalog import find_tasks
 from allmem.evaluation.local import LocalModel
-from allmem.evaluation.opening import Sizes, local_models, parse_sizes
+from allmem.evaluation.opening import local_models
 from allmem.evaluation.rows import Run
 from allmem.evaluation.runner import evaluate
 from allmem.evaluation.scores import score_rows
+from allmem.evaluation.sizes import Sizes, parse_sizes
 from allmem.evaluation.task import Setting, Task
 from allmem.mixers.compacting import CompactingMixer
 from allmem.mixers.several import SeveralMixer

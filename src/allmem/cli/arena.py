@@ -53,11 +53,15 @@ def command(
     report.html, report.json.
     """
     terminal.quiet(verbose)
+    from allmem.arena import load_arena
+
+    # Before anything heavy is imported, so that an error in the file is told at once.
+    config = load_arena(arena, settings or ())
     share_cores()
     with terminal.working(f"matching sizes of {arena}"):
-        from allmem.arena import Arena, load_arena
+        from allmem.arena import Arena
 
-        made = Arena(load_arena(arena, settings or ()))
+        made = Arena(config)
     if show:
         _show(made)
         return

@@ -55,12 +55,13 @@ def command(
     """
     chosen = conversion.conversion()
     terminal.quiet(verbose)
+    from allmem.cost.lengths import length_name, parse_lengths
+
+    numbers = parse_lengths(lengths)
     with terminal.working(f"counting {model}"):
         from allmem.cost.compare import COUNTED, NOT_COUNTED, compare
-        from allmem.cost.lengths import length_name, parse_lengths
         from allmem.cost.shapes import outline_shape
 
-        numbers = parse_lengths(lengths)
         found = outline_shape(model, chosen, None if dtype is None else str(dtype))
         comparison = compare(found.model, numbers, found.dtype)
     config = found.model.config

@@ -157,8 +157,6 @@ def _build(
     seed: int | None,
     skip_bad_rows: bool,
 ) -> None:
-    from allmem.cli.data_report import build_report, class_table, counts_table
-    from allmem.data.build import build_data
     from allmem.data.config import config_from
 
     if output is None:
@@ -170,6 +168,10 @@ def _build(
         seed=seed,
         bad_rows="skip" if skip_bad_rows else None,
     )
+    # Only now, since they import much that an error in the file need not wait for.
+    from allmem.cli.data_report import build_report, class_table, counts_table
+    from allmem.data.build import build_data
+
     with build_report() as on_progress:
         index = build_data(config, output, on_progress)
     shown = terminal.console()

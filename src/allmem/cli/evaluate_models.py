@@ -80,9 +80,9 @@ class ComparisonOptions:
             local_models,
             name_of,
             open_source,
-            parse_sizes,
             teacher_of,
         )
+        from allmem.evaluation.sizes import parse_sizes
 
         if source is None:
             raise AllMemError("there is no model; name one, or a server with --url")

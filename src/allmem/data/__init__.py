@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from allmem.data.sequences import Sequences, spread_sequences
+from allmem._lazy import lazily
 
 if TYPE_CHECKING:
     from allmem.data.build import build_data
     from allmem.data.config import DataConfig, load_config
+    from allmem.data.sequences import Sequences, spread_sequences
     from allmem.data.stream import RowStream, collate
 
 __all__ = [
@@ -26,17 +26,12 @@ __all__ = [
     "spread_sequences",
 ]
 
-_LAZY = {
-    "build_data": "build",
-    "DataConfig": "config",
-    "load_config": "config",
-    "RowStream": "stream",
-    "collate": "stream",
-}
-# Training on plain text needs none of these, and they import tokenizers.
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "build": "build_data",
+        "config": "DataConfig load_config",
+        "sequences": "Sequences spread_sequences",
+        "stream": "RowStream collate",
+    },
+)

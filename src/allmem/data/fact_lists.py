@@ -19,16 +19,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.documents import LEARNED, load_book, read_document
 from allmem.errors import AllMemError
 from allmem.prompts import plain_ids, plain_spans, start_ids
 from allmem.schema import check_positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FactLists", "FactWriter"]
 
@@ -114,6 +114,8 @@ class FactWriter:
         Raises:
             AllMemError: if no answer of it is older than the window.
         """
+        import torch
+
         facts = self.facts
         draw = random.Random(f"{self.seed} {self.held_out} facts {number}")
         form = draw.choice(facts.forms)

@@ -12,16 +12,16 @@ Letters: B sequences, T tokens of a sequence, P = T / 2 pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from allmem.data.labels import IGNORED
 from allmem.errors import AllMemError
 
-__all__ = ["IGNORED", "RecallTask"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-IGNORED = -100
-"""Label of a position that asks for nothing."""
+__all__ = ["IGNORED", "RecallTask"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class RecallTask:
             input ids [B, T] and answers [B, T]: at a key that asks, its value, which is the next
             token; ``IGNORED`` elsewhere.
         """
+        import torch
+
         order = torch.rand(batch, self.vocabulary, generator=generator).argsort(1)
         keys = order[:, : self.keys]
         values = torch.randint(self.vocabulary, keys.shape, generator=generator)
@@ -85,6 +87,8 @@ class RecallTask:
 
         Attention over ``window`` tokens, the question included, sees those values alone.
         """
+        import torch
+
         key = ids[:, ::2]  # [B, P]
         place = torch.arange(key.shape[1])
         # Pair j's value stands 2 (i - j) - 1 tokens before pair i's key.

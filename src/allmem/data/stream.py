@@ -20,13 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allmem.data.labels import IGNORED
 from allmem.data.shards import Shard, read_index, read_shard
 from allmem.errors import AllMemError, unknown_name
 
 __all__ = ["IGNORED", "RowStream", "collate"]
-
-IGNORED = -100
-"""Label of a token that is not learned (torch's default)."""
 
 
 class RowStream:

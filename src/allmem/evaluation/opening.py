@@ -17,40 +17,14 @@ from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.evaluation.feeding import PlainModel, Source
 from allmem.evaluation.local import LocalModel
+from allmem.evaluation.sizes import Sizes
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.opening import OpenedModel, open_base, open_model
 
-__all__ = ["BASE", "Sizes", "local_models", "name_of", "open_source", "parse_sizes", "teacher_of"]
+__all__ = ["BASE", "local_models", "name_of", "open_source", "teacher_of"]
 
 BASE = "base"
 """As a teacher: the model that a converted one was made from."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Window, sinks and chunk to read with."""
-
-    window: int
-    sinks: int
-    chunk: int | None
-
-    def __str__(self) -> str:
-        return f"{self.window}/{self.sinks}" + ("" if self.chunk is None else f"/{self.chunk}")
-
-
-def parse_sizes(text: str) -> Sizes:
-    """``512/16/256``: window, sinks and chunk; without a chunk for models that have none.
-
-    Raises:
-        AllMemError: on anything else.
-    """
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
-        raise AllMemError(f"sizes {text!r}: expected window/sinks/chunk, such as 512/16/256")
-    numbers = [int(part) for part in parts]
-    sizes = Sizes(numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else None)
-    Conversion(sizes.window, sizes.sinks, sizes.chunk)
-    return sizes
 
 
 def open_source(

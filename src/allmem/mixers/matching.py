@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from allmem.choices import Limits
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.memory.projections import AttentionWeights
@@ -55,23 +56,6 @@ class Counted:
     """Of one layer and one sequence."""
     trainable: bool = True
     """Whether there is anything to train but alpha; else parameters are not compared."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Largest differences that a comparison may have, as shares of what is to be matched.
-
-    Raises:
-        AllMemError: on a limit that is negative.
-    """
-
-    parameters: float = 0.02
-    state: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("parameters", "state"):
-            if getattr(self, name) < 0:
-                raise AllMemError(f"limits: {name} = {getattr(self, name)} must be 0 or more")
 
 
 @dataclass(frozen=True)
