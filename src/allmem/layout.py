@@ -96,6 +96,8 @@ class Layout:
     """(B, T) of the grid that the rows were gathered from; ``None`` if the grid *is* the rows."""
     source: Tensor | None = None
     """[R, N] int64, device: flat slot of the grid behind every slot of a row (0 where padding)."""
+    final: bool = False
+    """Whether nobody will continue the rows: what they would leave behind need not be computed."""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """What all layers of a call share and the first of them works out."""
 
@@ -169,11 +171,14 @@ class Layout:
             row_start, lengths, longest, device, grid=(batch, slots), source=source.to(device)
         )
 
-    def read_with(self, window: WindowConfig | None, chunk: int | None) -> Layout:
-        """The same rows, to be read with another window and chunk than the mixers' own."""
-        if window is None and chunk is None:
+    def read_with(
+        self, window: WindowConfig | None, chunk: int | None, final: bool = False
+    ) -> Layout:
+        """The same rows, to be read with another window and chunk than the mixers' own, or for the
+        last time."""
+        if window is None and chunk is None and not final:
             return self
-        return dataclasses.replace(self, window=window, chunk=chunk, memo={})
+        return dataclasses.replace(self, window=window, chunk=chunk, final=final, memo={})
 
     # What the rows look like
 

@@ -206,3 +206,32 @@ def test_equals_the_oracle_for_random_shapes_splits_and_options(
     case: tuple[MemoryConfig, Tensor, list[list[int]], int],
 ) -> None:
     assert_equal_to_oracle(*case)
+
+
+@pytest.mark.parametrize("lengths", [[4, 3, 1], [12, 12, 12], [13, 5, 0], [5, 5, 5]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"network": "linear", "width": 4}], ids=str)
+def test_rows_that_nobody_continues_read_the_same(
+    options: dict[str, Any], lengths: list[int]
+) -> None:
+    """Outputs and gradients, also from one F_0 for all rows."""
+    config = dataclasses.replace(BASE, **options)
+    p = problem(config, 3, 13, seed=7)
+    plain = Layout.ragged(torch.zeros(3, dtype=torch.int64), torch.tensor(lengths), CPU, slots=13)
+    final = plain.read_with(None, None, final=True)
+    parts = [p[name] for name in ("q", "k", "v", "eta", "beta")]
+    leaves, found = list(leaves_of(p).values()), []
+    for layout, shared in ((plain, False), (final, False), (final, max(lengths) <= config.chunk)):
+        state = MemoryState.begin(p["initial"], 3, config.momentum, shared=shared)
+        read, _ = inner_loop(*parts, state, p["initial"], layout, config)
+        loss = read.square().sum()
+        found.append((read, torch.autograd.grad(loss, leaves, allow_unused=True)))
+        with torch.no_grad():
+            state = MemoryState.begin(p["initial"], 3, config.momentum, shared=shared)
+            again, _ = inner_loop(*parts, state, p["initial"], layout, config)
+        assert relative(again, read) < 1e-12
+    for read, gradients in found[1:]:
+        assert relative(read, found[0][0]) < 1e-12
+        for name, got, right in zip(leaves_of(p), gradients, found[0][1], strict=True):
+            zero = torch.zeros(())
+            got, right = (zero if g is None else g for g in (got, right))
+            assert float((got - right).norm()) <= 1e-12 * (1 + float(right.norm())), name

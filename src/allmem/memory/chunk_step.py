@@ -20,7 +20,7 @@ from allmem.memory import kernels
 from allmem.memory.network import Factors, MemoryNetwork, Scales
 from allmem.memory.state import FastWeights
 
-__all__ = ["read_and_sum"]
+__all__ = ["read_and_sum", "read_only"]
 
 CACHED = 1 << 20
 """Numbers of one hidden tensor of a block on a CPU, [R, H, n, h]: some ten of them are in use."""
@@ -124,6 +124,12 @@ class _ReadAndSum(torch.autograd.Function):
         q, k, v, eta, *tensors = ctx.saved_tensors
         scales = dict(zip(ctx.scaled, tensors, strict=False))
         weights = dict(zip(ctx.names, tensors[len(scales) :], strict=True))
+        if all(d is None for d in d_found):
+            # The last chunk: nobody read what it wrote.
+            if d_read is None:
+                return (None,) * (8 + len(tensors))
+            d_q, *d_all = _read_backward(ctx.network, ctx.products, q, weights, d_read)
+            return (None,) * 4 + (d_q, None, None, None, *[None] * len(scales), *d_all)
         d_read = torch.zeros_like(q) if d_read is None else d_read
         d_sums = {
             name: torch.zeros_like(weights[name]) if d is None else d
@@ -136,9 +142,7 @@ class _ReadAndSum(torch.autograd.Function):
         for *tokens, d_now in _blocks(weights["down"], ctx.products, q, k, v, eta, d_read):
             found = ctx.network.step_backward(*tokens, given[0], given[1], d_now, given[2])
             pieces.append((found.q, found.k, found.v, found.eta))
-            for name, pairs in found.weights.items():
-                for pair in pairs:
-                    _add_product(d_weights[name].view(-1, *weights[name].shape[2:]), pair)
+            _add_products(d_weights, found.weights)
             for name, d in found.scales.items():
                 d_scales[name].add_(d.view_as(scales[name]))
         d_tokens = [
@@ -146,6 +150,66 @@ class _ReadAndSum(torch.autograd.Function):
             for d, x in zip(zip(*pieces, strict=True), (q, k, v, eta), strict=True)
         ]
         return (None,) * 4 + (*d_tokens, *d_scales.values(), *d_weights.values())
+
+
+def read_only(
+    network: MemoryNetwork, q: Tensor, weights: FastWeights, products: torch.dtype
+) -> Tensor:
+    """Read every token, where nobody will ask what was written: M(q; F), [R, H, N, d].
+
+    Args: as for ``read_and_sum``. Weights of which all rows are one in memory are multiplied once.
+    """
+    R, H, N, d = q.shape
+    if R > 1 and all(w.stride(0) == 0 for w in weights.values()):
+        together = q.transpose(0, 1).reshape(1, H, R * N, d)
+        read = read_only(network, together, {name: w[:1] for name, w in weights.items()}, products)
+        return read.view(H, R, N, d).transpose(0, 1)
+    if torch.is_grad_enabled():
+        found: Tensor = _Read.apply(network, products, tuple(weights), q, *weights.values())
+        return found
+    rounded = _flat(weights, products)
+    pieces = [
+        network.read(q_now, rounded).to(q.dtype)
+        for (q_now,) in _blocks(weights["down"], products, q)
+    ]
+    return torch.cat(pieces, 1).view_as(q)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        network: MemoryNetwork,
+        products: torch.dtype,
+        names: tuple[str, ...],
+        q: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.network, ctx.products, ctx.names = network, products, names
+        ctx.save_for_backward(q, *weights)
+        return read_only(network, q, dict(zip(names, weights, strict=True)), products)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_read: Tensor) -> tuple[Any, ...]:
+        q, *tensors = ctx.saved_tensors
+        weights = dict(zip(ctx.names, tensors, strict=True))
+        found = _read_backward(ctx.network, ctx.products, q, weights, d_read)
+        return None, None, None, *found
+
+
+def _read_backward(
+    network: MemoryNetwork, products: torch.dtype, q: Tensor, weights: FastWeights, d_read: Tensor
+) -> tuple[Tensor, ...]:
+    """The derivative of the read: of q, and of every matrix."""
+    rounded = _flat(weights, products)
+    d_weights = {name: torch.zeros_like(w) for name, w in weights.items()}
+    pieces = []
+    for q_now, d_now in _blocks(weights["down"], products, q, d_read):
+        d_q, factors = network.read_backward(q_now, rounded, d_now)
+        pieces.append(d_q)
+        _add_products(d_weights, factors)
+    return torch.cat(pieces, 1).to(q.dtype).view_as(q), *d_weights.values()
 
 
 def _blocks(down: Tensor, products: torch.dtype, *tokens: Tensor) -> Iterator[list[Tensor]]:
@@ -162,6 +226,13 @@ def _blocks(down: Tensor, products: torch.dtype, *tokens: Tensor) -> Iterator[li
 def _flat(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """[R, H, ...] as [R H, ...]."""
     return {name: t.to(dtype).flatten(0, 1) for name, t in tensors.items()}
+
+
+def _add_products(totals: FastWeights, factors: Mapping[str, list[Factors]]) -> None:
+    """The same for every matrix, into [R, H, out, in]."""
+    for name, pairs in factors.items():
+        for pair in pairs:
+            _add_product(totals[name].view(-1, *totals[name].shape[2:]), pair)
 
 
 def _add_product(total: Tensor, pair: Factors) -> None:

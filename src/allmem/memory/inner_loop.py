@@ -23,7 +23,7 @@ from allmem.config import MemoryConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout, Round
 from allmem.memory import kernels
-from allmem.memory.chunk_step import read_and_sum
+from allmem.memory.chunk_step import read_and_sum, read_only
 from allmem.memory.muon import orthogonalise
 from allmem.memory.network import FEW, UNSCALED, MemoryNetwork, Scales
 from allmem.memory.rounds import assemble, choose, walk
@@ -108,7 +108,7 @@ def inner_loop(
 
     Returns:
         What was read, [R, N, H, d] in the dtype of ``q`` (0 in padding slots), and the state after
-        the call.
+        the call; of rows that end with it (``layout.final``) a state that is good for nothing.
     """
     dtype = accumulation_dtype(q.dtype)
     chunk = layout.chunk or config.chunk
@@ -122,12 +122,21 @@ def inner_loop(
     pieces = []
     rounds = layout.rounds(chunk)
     for step, tokens in walk(rounds, queries, keys, values, rates, decays):
+        if layout.final and step is rounds[-1]:
+            products = _products(tokens[0], state)
+            pieces.append(read_only(network, tokens[0], state.weights, products))
+            continue
         read, state = _read_and_write(network, tokens, step, state, targets, chunk, config)
         pieces.append(read)
 
     if not rounds:
         return torch.zeros_like(q), state
     return assemble(pieces, rounds, layout).transpose(1, 2), state
+
+
+def _products(q: Tensor, state: MemoryState) -> torch.dtype:
+    shape = state.weights["down"].shape[-2:]
+    return products_dtype(q.dtype, q.shape[2], shape, on_cpu=q.device.type == "cpu")
 
 
 def products_dtype(
@@ -168,8 +177,7 @@ def _read_and_write(
         # The sums are zero in those rows where a chunk begins.
         into = state.gradient if in_place and not step.all_open else None
         scales = _scales(state.weights, targets, config)
-        shape = state.weights["down"].shape[-2:]
-        products = products_dtype(q.dtype, q.shape[2], shape, on_cpu=q.device.type == "cpu")
+        products = _products(q, state)
         read, gradient = read_and_sum(
             network, q, k, v, eta, state.weights, scales, products, sums=into
         )

@@ -127,6 +127,13 @@ class MemoryNetwork:
             "down": (error.mul_(eta[..., 2:3]), hidden),
         }
 
+    def read(self, q: Tensor, weights: FastWeights) -> Tensor:
+        """M(q; F), [B, N, d]: what ``step`` reads."""
+        hidden = q
+        if self.swiglu:
+            hidden = F.silu(q @ weights["gate"].mT).mul_(q @ weights["up"].mT)
+        return self._out(q, hidden @ weights["down"].mT)
+
     def step_backward(
         self,
         q: Tensor,
@@ -145,7 +152,7 @@ class MemoryNetwork:
             d_read: [B, N, d], dL/dM(q; F).
             d_sums: {matrix: [B, out, in]}, dL/d(sum over tokens).
         """
-        dq, factors = self._read_backward(q, weights, d_read)
+        dq, factors = self.read_backward(q, weights, d_read)
         if not self.swiglu:
             return self._linear_backward(q, k, v, eta, weights, scales, d_sums, dq, factors)
         w, z = weights, {}  # z: F k, before its rows are scaled
@@ -211,10 +218,10 @@ class MemoryNetwork:
             d_k.add_(d_z @ w[name])
         return StepGradients(dq, d_k, d_v, d_eta, factors, d_scales)
 
-    def _read_backward(
+    def read_backward(
         self, q: Tensor, weights: FastWeights, d_read: Tensor
     ) -> tuple[Tensor, dict[str, list[Factors]]]:
-        """The derivative of the read: dq, and the factors of dF."""
+        """The derivative of ``read``: dq, and the factors of dF."""
         back = d_read @ weights["down"]
         if not self.swiglu:
             dq = back.add_(d_read) if self.residual else back

@@ -40,26 +40,36 @@ class MemoryState(State):
     """[R, H], sum over the open chunk of the momentum decays."""
 
     @classmethod
-    def begin(cls, initial: FastWeights, rows: int, momentum: bool) -> MemoryState:
+    def begin(
+        cls, initial: FastWeights, rows: int, momentum: bool, *, shared: bool = False
+    ) -> MemoryState:
         """The state before the first token: F_0 for every row, U_0 = 0, an empty chunk.
 
         Args:
             initial: F_0, {matrix: [H, out, in]}; gradients flow back into it.
+            shared: whether all rows may be one in memory, F_0 itself: for rows that are read and
+                never written.
         """
         dtype = accumulation_dtype(next(iter(initial.values())).dtype)
-        # Copies, also for one row: a state may be written in place, F_0 may not.
-        weights = {
-            name: w.to(dtype).expand(rows, *w.shape).clone(memory_format=torch.contiguous_format)
-            for name, w in initial.items()
-        }
-        zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
-        heads = next(iter(weights.values())).shape[1]
-        some = next(iter(weights.values()))
+        weights = {name: w.to(dtype).expand(rows, *w.shape) for name, w in initial.items()}
+        heads, *_ = next(iter(initial.values())).shape
+        device = next(iter(initial.values())).device
+        if shared:
+            zero = torch.zeros((), dtype=dtype, device=device)
+            zeros = {name: zero.expand_as(w) for name, w in weights.items()}
+        else:
+            # Copies, also for one row: a state may be written in place, F_0 may not.
+            weights = {
+                name: w.clone(memory_format=torch.contiguous_format) for name, w in weights.items()
+            }
+            zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         return cls(
             weights=weights,
-            momentum={name: z.clone() for name, z in zeros.items()} if momentum else {},
+            momentum={name: z if shared else z.clone() for name, z in zeros.items()}
+            if momentum
+            else {},
             gradient=zeros,
-            beta=torch.zeros(rows, heads, dtype=dtype, device=some.device),
+            beta=torch.zeros(rows, heads, dtype=dtype, device=device),
         )
 
 

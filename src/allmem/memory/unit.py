@@ -170,10 +170,16 @@ class MemoryUnit(nn.Module):
             for name in config.matrices
         ]
 
-    def begin(self, rows: int, dtype: torch.dtype) -> UnitState:
-        """The state before the first token; F_0 keeps its gradient. ``dtype``: that of x."""
+    def begin(self, rows: int, dtype: torch.dtype, *, shared: bool = False) -> UnitState:
+        """The state before the first token; F_0 keeps its gradient.
+
+        Args:
+            dtype: that of x.
+            shared: as ``MemoryState.begin`` has it.
+        """
         tails = self.convolutions.begin(rows, dtype) if self.config.conv else {}
-        return UnitState(MemoryState.begin(dict(self.initial), rows, self.config.momentum), tails)
+        initial, momentum = dict(self.initial), self.config.momentum
+        return UnitState(MemoryState.begin(initial, rows, momentum, shared=shared), tails)
 
     def forward(
         self,

@@ -62,6 +62,13 @@ class AllMemMixer(MemoryMixer):
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> UnitState:
         return self.unit.begin(rows, dtype)
 
+    def passing_state(
+        self, rows: int, dtype: torch.dtype, device: torch.device, layout: Layout
+    ) -> UnitState:
+        """As long as no chunk closes, all rows read F_0 and nothing is written."""
+        chunk = layout.chunk or self.unit.config.chunk
+        return self.unit.begin(rows, dtype, shared=len(layout.rounds(chunk)) == 1)
+
     def narrowings(self) -> list[Narrowing]:
         unit = self.unit
         written = unit.projections.narrowings()

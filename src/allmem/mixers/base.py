@@ -109,6 +109,13 @@ class MemoryMixer(Mixer):
         written before it reads, C where writing waits for the end of a chunk."""
         return 0
 
+    def passing_state(
+        self, rows: int, dtype: torch.dtype, device: torch.device, layout: Layout
+    ) -> State:
+        """``init_state`` for rows that are read in one call, ``layout``, and never continued: it
+        may be smaller, and is good for nothing else."""
+        return self.init_state(rows, dtype, device)
+
     def narrowings(self) -> list[Narrowing]:
         """The maps through which alone a hidden state is written; none if the hidden state itself
         has to be at hand then. They are all that a token that waits has to keep."""

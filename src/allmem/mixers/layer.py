@@ -24,7 +24,7 @@ from allmem.errors import AllMemError
 from allmem.layout import Layout
 from allmem.memory.projections import Features
 from allmem.mixers.attention import AttentionMixer, WindowMixer
-from allmem.mixers.base import Capabilities, Mixer
+from allmem.mixers.base import Capabilities, MemoryMixer, Mixer
 from allmem.mixers.context import context_attention, context_flops
 from allmem.mixers.evicted import EvictedMixer
 from allmem.state import State
@@ -98,6 +98,15 @@ class LayerMixer(Mixer):
         if self._in_context:
             context = self.attention.init_state(rows, dtype, device, window)
         return LayerState(attention, memory, context)
+
+    def state_before(
+        self, rows: int, dtype: torch.dtype, device: torch.device, layout: Layout
+    ) -> LayerState:
+        """``init_state`` for the call that ``layout`` describes, the first of its rows."""
+        if not (layout.final and isinstance(self.memory, MemoryMixer)) or self._in_context:
+            return self.init_state(rows, dtype, device, layout.window, layout.chunk)
+        attention = self.attention.init_state(rows, dtype, device, layout.window)
+        return LayerState(attention, self.memory.passing_state(rows, dtype, device, layout))
 
     def forward(
         self, x: Tensor, state: State, layout: Layout, features: Features | None = None

@@ -82,8 +82,12 @@ class AllMemCache(Cache):
         slots: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
+        final: bool = False,
     ) -> Layout:
         """Prepare for reading ``slots`` [B, T, ...]; returns where the tokens stand.
+
+        Args:
+            final: whether the cache will be dropped after the call.
 
         Raises:
             AllMemError: if the cache belongs to another model or to another batch size.
@@ -110,8 +114,8 @@ class AllMemCache(Cache):
             layout = Layout.dense(self.seen, batch, length, slots.device)
         else:
             layout = Layout.from_grid(self.seen, mask, documents, slots.device)
-        layout = layout.read_with(self.window, self.chunk)
-        return layout
+        # Of packed documents nothing is continued.
+        return layout.read_with(self.window, self.chunk, final or documents is not None)
 
     def close_call(self, layout: Layout, states: list[LayerState], slots: Tensor) -> None:
         """Take over what the call left behind."""

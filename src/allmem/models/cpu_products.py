@@ -31,13 +31,16 @@ def fast_products(model: nn.Module, head: nn.Module | None = None) -> None:
     """Let the linear maps of a model take single tokens, and its head slices, the fast way on CPUs.
 
     Args:
-        model: whose ``nn.Linear`` modules are meant: those that it has now.
+        model: whose ``nn.Linear`` modules are meant: those that it has now, and not those on a GPU,
+            which would pay for being asked.
         head: what logits come from.
     """
     if head is not None and _once(head, "slices"):
         head.register_forward_pre_hook(_on_its_own)
     for module in model.modules():
-        if isinstance(module, nn.Linear) and _once(module, "tokens"):
+        if not isinstance(module, nn.Linear) or module.weight.device.type == "cuda":
+            continue
+        if _once(module, "tokens"):
             module.register_forward_pre_hook(_without_onednn)
             # Also after an error, or oneDNN would stay off.
             module.register_forward_hook(_with_onednn, always_call=True)

@@ -98,7 +98,7 @@ class MixedAttention(LayerMixer):
             if call.before is None:
                 # Here and not before the call: a layer's weights may be elsewhere until its turn
                 # (another device, another process's shard).
-                before = self.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
+                before = self.state_before(x.shape[0], x.dtype, x.device, layout)
             else:
                 before = call.before[self.layer]
             y, after = super().forward(x, before, layout)

@@ -178,6 +178,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
             raise AllMemError("full_attention=True reads a whole text in one call, without a cache")
         if use_cache is None:
             use_cache = not self.training and not full_attention and labels is None
+        final = cache is None and not use_cache
         if cache is None:
             cache = AllMemCache(self.config)
         kwargs.pop("return_dict", None)
@@ -202,6 +203,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
                 labels=labels,
                 logits_to_keep=logits_to_keep,
                 full_attention=full_attention,
+                final=final,
                 **kwargs,
             )
         if use_cache and not full_attention:
@@ -226,8 +228,9 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
             observe: with ``full_attention``, called in every layer; to train one layer at a time.
             cache: what was read before, and with which window and chunk to read; it is updated.
         """
+        final = cache is None
         cache = AllMemCache(self.config) if cache is None else cache
-        layout = cache.open_call(self, input_ids, attention_mask, position_ids)
+        layout = cache.open_call(self, input_ids, attention_mask, position_ids, final)
         call = Call(layout, cache.states, full_attention, observe)
         output = self.base.base_model(
             input_ids=input_ids,
@@ -249,12 +252,13 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         labels: Tensor | None,
         logits_to_keep: int | Tensor,
         full_attention: bool,
+        final: bool,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """One call of the base model."""
+        """One call of the base model; the last one, if ``final``, that sees its cache."""
         slots = input_ids if input_ids is not None else inputs_embeds
         assert slots is not None
-        layout = cache.open_call(self, slots, attention_mask, position_ids)
+        layout = cache.open_call(self, slots, attention_mask, position_ids, final)
         call = Call(layout, cache.states, full_attention)
         output = self.base(
             input_ids=input_ids,
@@ -319,6 +323,7 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
                 # Logits of at least one slot, since 0 would mean all.
                 logits_to_keep=max(keep, 1),
                 full_attention=False,
+                final=False,
                 **kwargs,
             )
             if keep:
