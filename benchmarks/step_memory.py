@@ -19,37 +19,23 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import allmem
 from allmem.cost.training import TrainingMemory, training_memory
-from allmem.data.stream import IGNORED, collate
-from allmem.distill import Distillation, DistillConfig
-from allmem.distill.arguments import checkpoint_layers
-from allmem.distill.optimizer import make_optimizer
-from allmem.distill.precision import training_weights
-from allmem.distill.rows import own_sizes, plain_row
 from allmem.models.configuration import AllMemConfig
-from allmem.models.modeling import AllMemForCausalLM
-from benchmarks.measure import record
+from benchmarks.measure import markdown, record
+from benchmarks.occupied import ENVIRONMENT, forget_peak, peak
+from benchmarks.training_step import step_of, text_batch
 
 GB = 1e9
 MARGIN = 0.9
 """Share of a GPU that a step may take by the formula."""
 WARM_UP = 256
 """Half of the tokens of a step before the measured one, for what a process sets up once."""
-ENVIRONMENT = {
-    # One heap for all threads, and larger blocks go back to the system when they are freed, so that
-    # what is resident follows what is allocated.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
 
 
 @dataclass(frozen=True)
@@ -121,76 +107,20 @@ def step(case: Case, device: str) -> dict[str, Any]:
         torch.set_default_dtype(torch.float32)
         model = allmem.convert(base, window=case.window, sinks=case.sinks, chunk=case.chunk)
     ids = torch.randint(case.vocabulary, (case.length,), device=device)
-    batch = collate([plain_row(ids)])
-    batch["labels"][:, : case.length - case.counted] = IGNORED
-    batch = {key: value.to(device) for key, value in batch.items()}
-    config = DistillConfig(
-        steps=1,
-        stage="kl",
-        positions="all",
-        segment=case.segment,
-        checkpoint_layers=case.checkpoint_layers,
-    )
-    with training_weights(model):
-        if case.checkpoint_layers:
-            checkpoint_layers(model)
-        distillation = Distillation(model, config).train()
-        optimizer = make_optimizer(model.memory_parameters(), 1e-3, 1e-3, 0.01)
-        for parameter in model.memory_parameters().values():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for name, parameter in model.memory_parameters().items():
-                # At its start of zero, alpha lets no gradient through.
-                if name.endswith("alpha"):
-                    parameter.fill_(0.1)
-        warm_up = {key: value[:, : 2 * WARM_UP] for key, value in batch.items()}
-        warm_up["labels"] = warm_up["input_ids"]
-        one_step(distillation, optimizer, warm_up, model)
+    batch = text_batch(ids[None], case.counted)
+    with step_of(model, case.segment, case.checkpoint_layers) as one_step:
+        warm_up = text_batch(ids[None, : 2 * WARM_UP], 2 * WARM_UP)
+        one_step(warm_up)
         gc.collect()
-        before = _reset(device)
+        before = forget_peak(device)
         begun = time.perf_counter()
-        loss = one_step(distillation, optimizer, batch, model)
+        loss = one_step(batch)
         return {
             "before": before,
-            "peak": _peak(device),
+            "peak": peak(device),
             "seconds": time.perf_counter() - begun,
             "loss": loss / case.counted,
         }
-
-
-def one_step(
-    distillation: Distillation,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    model: AllMemForCausalLM,
-) -> float:
-    total, _ = distillation(**batch, sizes=own_sizes(model))
-    total.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return float(total.detach())
-
-
-def _reset(device: str) -> int:
-    """Forget the peak so far; what is in use now."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    # Linux: 5 resets the peak of the resident set.
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(x for x in lines if x.startswith(f"{name}:")).split()[1]) * 1024
 
 
 def measured(case: Case, device: str) -> dict[str, Any]:
@@ -264,13 +194,6 @@ def whole(name: str, segment: int | None, checkpoint_layers: bool) -> dict[str, 
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(map(str, x.values())) + " |" for x in rows]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--layers", type=int, help="a case of your own in place of the recorded")
@@ -314,7 +237,7 @@ def main() -> None:
     )
     whole_note = (
         "Whole models were not run. By the formula for 24576 tokens, all counted, in GB; `fits` "
-        f"leaves {free} of a GPU free:\n\n{table(models)}"
+        f"leaves {free} of a GPU free:\n\n{markdown(models)}"
     )
     notes = [
         f"Measured: {how[options.device]}; AdamW's moments are there before. GB are 10^9 bytes.",
