@@ -200,3 +200,21 @@ def test_a_padded_row_is_taught_what_it_is_taught_alone(name: str) -> None:
         kept = mask[row].bool()
         alone = logits(base_model(name), ids[row, kept][None])[0]
         assert_close(taught[row][kept], alone, 1e-4)
+
+
+def test_a_default_dtype_does_not_matter_to_a_conversion() -> None:
+    expected = allmem.convert(base_model().bfloat16(), window=W, sinks=S, chunk=C)
+    base, before = base_model().bfloat16(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = allmem.convert(base, window=W, sinks=S, chunk=C)
+    finally:
+        torch.set_default_dtype(before)
+    for name, parameter in expected.memory_parameters().items():
+        assert model.memory_parameters()[name].dtype == parameter.dtype, name
+    for name in ("q", "k", "v", "o"):
+        found, right = (
+            getattr(m.mixers()[0].memory.unit.projections, name).weight  # type: ignore[union-attr]
+            for m in (model, expected)
+        )
+        assert torch.equal(found, right)

@@ -351,10 +351,10 @@ class Projections(nn.Module):
             }
         q, k, v, o = (w.float().cpu() for w in weights if w is not None)
         return {
-            "q": self.lay_q.matrix() @ q,
-            "k": self.lay_k.matrix() @ k,
-            "v": self.lay_v.matrix() @ v,
-            "o": o @ self.spread.matrix(),
+            "q": self.lay_q.matrix().float() @ q,
+            "k": self.lay_k.matrix().float() @ k,
+            "v": self.lay_v.matrix().float() @ v,
+            "o": o @ self.spread.matrix().float(),
         }
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
