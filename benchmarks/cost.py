@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from allmem.choices import Conversion
-from allmem.cost.compare import Comparison, compare
+from allmem.cost.comparing import Comparison, compare
 from allmem.cost.executed import decoded_pairs, window_pairs
 from allmem.cost.shapes import outline_shape
 from allmem.layout import Layout

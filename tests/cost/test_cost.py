@@ -13,7 +13,7 @@ from torch import Tensor
 
 import allmem
 from allmem.choices import Conversion
-from allmem.cost.compare import Comparison, compare
+from allmem.cost.comparing import Comparison, compare
 from allmem.cost.figure import save_figure
 from allmem.cost.flops import HEAD, MLP, OriginalAttention, readings
 from allmem.cost.lengths import length_name, parse_lengths

@@ -3,11 +3,13 @@ rules are compared with the code of others in ``test_recurrence``."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache, Qwen3NextConfig
+from transformers.models.qwen3_next import modeling_qwen3_next
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from allmem.errors import AllMemError
@@ -91,6 +93,16 @@ def theirs_with_weights_of(ours: DeltaMixer) -> tuple[Qwen3NextGatedDeltaNet, Qw
     return theirs.eval(), config
 
 
+@pytest.fixture
+def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where fla and triton are installed transformers calls their GPU kernels, on a CPU too."""
+    for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
+        monkeypatch.setattr(
+            modeling_qwen3_next, name, inspect.unwrap(getattr(modeling_qwen3_next, name))
+        )
+
+
+@pytest.mark.usefixtures("_by_torch")
 @pytest.mark.parametrize(
     "calls", [[90], [7, 83], [1] * 90, [81, *[1] * 9]], ids=["prefill", "two", "decode", "both"]
 )

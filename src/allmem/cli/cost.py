@@ -59,7 +59,7 @@ def command(
 
     numbers = parse_lengths(lengths)
     with terminal.working(f"counting {model}"):
-        from allmem.cost.compare import COUNTED, NOT_COUNTED, compare
+        from allmem.cost.comparing import COUNTED, NOT_COUNTED, compare
         from allmem.cost.shapes import outline_shape
 
         found = outline_shape(model, chosen, None if dtype is None else str(dtype))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from allmem._lazy import lazily
 
 if TYPE_CHECKING:
-    from allmem.cost.compare import Comparison, compare
+    from allmem.cost.comparing import Comparison, compare
     from allmem.cost.overview import Overview
 
 __all__ = ["Comparison", "Overview", "compare"]
 
-__getattr__ = lazily(__name__, {"compare": "Comparison compare", "overview": "Overview"})
+__getattr__ = lazily(__name__, {"comparing": "Comparison compare", "overview": "Overview"})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from allmem.cost.compare import Comparison
+from allmem.cost.comparing import Comparison
 from allmem.cost.lengths import length_name
 from allmem.errors import AllMemError
 from allmem.files import atomic_path

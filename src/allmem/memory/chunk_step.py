@@ -121,6 +121,12 @@ class _ReadAndSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_read: Tensor | None, *d_found: Tensor | None) -> tuple[Any, ...]:
+        # Autocast may be on, and would do the sums in half precision.
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _ReadAndSum._gradients(ctx, d_read, *d_found)
+
+    @staticmethod
+    def _gradients(ctx: Any, d_read: Tensor | None, *d_found: Tensor | None) -> tuple[Any, ...]:
         q, k, v, eta, *tensors = ctx.saved_tensors
         scales = dict(zip(ctx.scaled, tensors, strict=False))
         weights = dict(zip(ctx.names, tensors[len(scales) :], strict=True))
@@ -194,7 +200,8 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, d_read: Tensor) -> tuple[Any, ...]:
         q, *tensors = ctx.saved_tensors
         weights = dict(zip(ctx.names, tensors, strict=True))
-        found = _read_backward(ctx.network, ctx.products, q, weights, d_read)
+        with torch.autocast(q.device.type, enabled=False):
+            found = _read_backward(ctx.network, ctx.products, q, weights, d_read)
         return None, None, None, *found
 
 
