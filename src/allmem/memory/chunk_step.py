@@ -121,13 +121,20 @@ class _ReadAndSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_read: Tensor | None, *d_found: Tensor | None) -> tuple[Any, ...]:
+        # Once: where layers are checkpointed, every look computes them again.
+        saved = ctx.saved_tensors
         # Autocast may be on, and would do the sums in half precision.
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return _ReadAndSum._gradients(ctx, d_read, *d_found)
+        with torch.autocast(saved[0].device.type, enabled=False):
+            return _ReadAndSum._gradients(ctx, saved, d_read, d_found)
 
     @staticmethod
-    def _gradients(ctx: Any, d_read: Tensor | None, *d_found: Tensor | None) -> tuple[Any, ...]:
-        q, k, v, eta, *tensors = ctx.saved_tensors
+    def _gradients(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        d_read: Tensor | None,
+        d_found: tuple[Tensor | None, ...],
+    ) -> tuple[Any, ...]:
+        q, k, v, eta, *tensors = saved
         scales = dict(zip(ctx.scaled, tensors, strict=False))
         weights = dict(zip(ctx.names, tensors[len(scales) :], strict=True))
         if all(d is None for d in d_found):
