@@ -21,7 +21,8 @@ from transformers import LlamaForCausalLM
 import allmem
 from allmem.arena.recall import RecallRows
 from allmem.config import WindowConfig
-from allmem.data.recall import IGNORED, RecallTask
+from allmem.data.labels import IGNORED
+from allmem.data.recall import RecallTask
 from allmem.distill import DistillConfig, Objective, RandomSizes, distill
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM

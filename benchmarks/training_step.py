@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from allmem.data.stream import IGNORED, collate
+from allmem.data.labels import IGNORED
+from allmem.data.stream import collate
 from allmem.distill import Distillation, DistillConfig
 from allmem.distill.arguments import checkpoint_layers
 from allmem.distill.optimizer import make_optimizer

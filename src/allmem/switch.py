@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-__all__ = ["Switch"]
+from allmem.errors import AllMemError, unknown_name
+
+__all__ = ["Switch", "one_of"]
 
 Value = TypeVar("Value")
+
+
+def one_of(kind: str, names: Sequence[str]) -> Callable[[str], str]:
+    """What a switch among ``names`` reads: a name, which is an error if it is none of them."""
+
+    def read(name: str) -> str:
+        if name not in names:
+            raise AllMemError(unknown_name(kind, name, names))
+        return name
+
+    return read
 
 
 class Switch(Generic[Value]):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from allmem.data.recall import IGNORED, RecallTask
+from allmem.data.labels import IGNORED
+from allmem.data.recall import RecallTask
 from allmem.errors import AllMemError
 
 TEACHER = Path(__file__).parents[1] / "fixtures" / "recall_teacher"

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import allmem
-from allmem.data.stream import IGNORED, RowStream, collate
+from allmem.data.labels import IGNORED
+from allmem.data.stream import RowStream, collate
 from allmem.errors import AllMemError
 from allmem.layout import document_starts
 from tests.data.folders import build, chats, config, write_rows

@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 import allmem
 from allmem.cli.main import app
 from allmem.data import teaching
+from allmem.data.labels import IGNORED
 from allmem.data.shards import INDEX, read_index
-from allmem.data.stream import IGNORED, RowStream, collate
+from allmem.data.stream import RowStream, collate
 from allmem.data.teaching import Taught, stored_bytes, teach_data
 from allmem.distill import Distillation, DistillConfig
 from allmem.distill.rows import own_sizes

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 from allmem.batching import GumbelNoise
 from allmem.data.chat import ChatEncoder
 from allmem.data.conversation import Conversation, Message
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill import DistillConfig
 from allmem.distill.collect import Collected, collect
 from allmem.distill.launch import read_rows

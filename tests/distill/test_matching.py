@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from allmem.config import WindowConfig
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill.matching import Matched, match_layers
 from allmem.distill.rows import counted
 from allmem.distill.segments import unpack

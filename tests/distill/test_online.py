@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill import DistillConfig, ListRows, Step, distill
 from allmem.distill.online import OnlineRows, online_rows
 from allmem.distill.precision import training_weights

@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 import allmem
-from allmem.data.recall import IGNORED, RecallTask
+from allmem.data.labels import IGNORED
+from allmem.data.recall import RecallTask
 from allmem.distill import DistillConfig, distill
 from allmem.distill.rows import Row
 from allmem.models.modeling import AllMemForCausalLM

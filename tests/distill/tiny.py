@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import allmem
 from allmem.data import Sequences
-from allmem.data.stream import IGNORED, collate
+from allmem.data.labels import IGNORED
+from allmem.data.stream import collate
 from allmem.distill import DistillConfig, TextRows
 from allmem.distill.rows import Row, counted, held_out_rows, plain_row
 from allmem.models.modeling import AllMemForCausalLM

@@ -10,9 +10,10 @@ import torch
 
 import allmem
 from allmem import AllMemError
+from allmem.choices import Limits
 from allmem.config import WindowConfig
 from allmem.memory.projections import AttentionWeights
-from allmem.mixers.matching import Counted, Limits, Slot, count, match
+from allmem.mixers.matching import Counted, Slot, count, match
 from allmem.mixers.registry import memory_kind, mixer_names
 from tests.cli.conftest import make_base
 

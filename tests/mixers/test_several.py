@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import allmem
+from allmem.choices import Limits
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
@@ -20,7 +21,7 @@ from allmem.mixers.allmem import AllMemMixer
 from allmem.mixers.base import Mixer
 from allmem.mixers.conformance import MixerConformance, randomise
 from allmem.mixers.layer import LayerMixer
-from allmem.mixers.matching import Limits, Slot, count, match
+from allmem.mixers.matching import Slot, count, match
 from allmem.mixers.parts import SeveralOptions
 from allmem.mixers.registry import memory_kind
 from allmem.mixers.several import SeveralMixer

@@ -14,11 +14,11 @@ from typing import Any
 from allmem.arena.config import ArenaConfig, Entrant
 from allmem.arena.entrants import BESIDE, TEACHER, WINDOW, entrants_of
 from allmem.arena.ground import Ground, Totals
-from allmem.choices import Conversion
+from allmem.choices import Conversion, Limits
 from allmem.errors import AllMemError, unknown_name
 from allmem.mixers.ablations import ABLATIONS
 from allmem.mixers.cache_sizes import equal_caches
-from allmem.mixers.matching import Counted, Limits, match, with_chunk
+from allmem.mixers.matching import Counted, match, with_chunk
 from allmem.mixers.registry import (
     MemoryKind,
     expand_pattern,

@@ -17,7 +17,8 @@ from allmem.arena.config import ArenaConfig
 from allmem.arena.figures import Figure
 from allmem.arena.recall import answer, asked
 from allmem.config import WindowConfig
-from allmem.data.recall import IGNORED, RecallTask
+from allmem.data.labels import IGNORED
+from allmem.data.recall import RecallTask
 from allmem.distill.evaluate import compare
 from allmem.distill.rows import Row, counted
 from allmem.evaluation.catalog import find_tasks

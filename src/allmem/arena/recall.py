@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from allmem.config import WindowConfig
-from allmem.data.recall import IGNORED, RecallTask
+from allmem.data.labels import IGNORED
+from allmem.data.recall import RecallTask
 from allmem.distill.rows import Row
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM

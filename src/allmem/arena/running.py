@@ -21,7 +21,7 @@ from allmem.arena.measuring import (
 )
 from allmem.arena.own_mixers import import_modules
 from allmem.arena.recall import SEED_STRIDE, RecallRows, asked
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill.calibrating import check_calibrates
 from allmem.distill.config import DistillConfig
 from allmem.distill.launch import read_rows

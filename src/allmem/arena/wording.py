@@ -9,10 +9,10 @@ from allmem.arena.config import ArenaConfig
 from allmem.arena.entrants import TEACHER, WINDOW
 from allmem.arena.figures import ROUNDING, Figure, single
 from allmem.arena.standings import TESTED_SEEDS, Standing
+from allmem.choices import Limits
 from allmem.evaluation.bootstrap import LEVEL, Score
 from allmem.evaluation.report.blocks import Value
 from allmem.mixers.ablations import ABLATIONS
-from allmem.mixers.matching import Limits
 
 __all__ = [
     "about_arena",

@@ -13,21 +13,15 @@ from torch import Tensor
 from allmem.attention import blocks, decode, flex, naive
 from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
-from allmem.errors import AllMemError, unknown_name
+from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.switch import Switch
+from allmem.switch import Switch, one_of
 
 __all__ = ["BACKENDS", "full_attention", "use_backend", "window_attention", "window_mass"]
 
 BACKENDS = ("blocks", "flex", "naive")
 
-
-def _known(name: str) -> str:
-    if name not in BACKENDS:
-        raise AllMemError(unknown_name("attention backend", name, BACKENDS))
-    return name
-
-
+_known = one_of("attention backend", BACKENDS)
 _switch = Switch(_known)
 use_backend = _switch.use
 """Force a backend for all calls inside the block: for tests and for finding faults.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["IGNORED", "RecallTask"]
+__all__ = ["RecallTask"]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from allmem.data.labels import IGNORED
 from allmem.data.shards import Shard, read_index, read_shard
 from allmem.errors import AllMemError, unknown_name
 
-__all__ = ["IGNORED", "RowStream", "collate"]
+__all__ = ["RowStream", "collate"]
 
 
 class RowStream:

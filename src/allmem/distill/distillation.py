@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill.beginnings import Beginnings
 from allmem.distill.config import DistillConfig
 from allmem.distill.evaluate import head_of

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill.rows import Row, counted
 from allmem.distill.targets import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from allmem.data.labels import IGNORED
 from allmem.data.packing import pack
-from allmem.data.stream import IGNORED
 from allmem.distill.rows import Row
 from allmem.errors import AllMemError
 from allmem.journal import Journal, Kind

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from allmem.data.fact_lists import FactWriter
+from allmem.data.labels import IGNORED
 from allmem.data.sequences import Sequences, spread_sequences
-from allmem.data.stream import IGNORED, RowStream, collate
+from allmem.data.stream import RowStream, collate
 from allmem.distill.config import DistillConfig
 from allmem.distill.sizes import Sizes
 from allmem.models.modeling import AllMemForCausalLM

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from transformers.integrations import get_reporting_integration_callbacks
 
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill.calibrating import Calibrator, check_calibrates
 from allmem.distill.checkpoint import last_checkpoint
 from allmem.distill.config import DistillConfig, Span

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.layout import Layout
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM

@@ -14,13 +14,11 @@ Letters: R rows, N slots of a call, H memory heads, d head size, M fast matrices
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from allmem.config import MemoryConfig
-from allmem.errors import AllMemError, unknown_name
 from allmem.layout import Layout, Round
 from allmem.memory import kernels
 from allmem.memory.chunk_step import read_and_sum, read_only
@@ -29,13 +27,12 @@ from allmem.memory.network import FEW, UNSCALED, MemoryNetwork, Scales
 from allmem.memory.rounds import assemble, choose, walk
 from allmem.memory.state import FastWeights, MemoryState, accumulation_dtype
 from allmem.state import may_write
-from allmem.switch import Switch
+from allmem.switch import Switch, one_of
 
 __all__ = [
     "PRODUCTS",
     "inner_loop",
     "network_of",
-    "products_dtype",
     "row_norms",
     "use_products",
 ]
@@ -46,14 +43,7 @@ MANY, WORK = 16, 1 << 20
 their rounding."""
 PRODUCTS = ("narrow", "wide")
 
-
-def _known(name: str) -> str:
-    if name not in PRODUCTS:
-        raise AllMemError(unknown_name("products", name, PRODUCTS))
-    return name
-
-
-_switch = Switch(_known)
+_switch = Switch(one_of("products", PRODUCTS))
 use_products = _switch.use
 """Whether bfloat16 inputs are multiplied as such (``narrow``, as outside such blocks) or in fp32
 (``wide``) inside the block: for tests, and to see what rounding does.
@@ -123,7 +113,7 @@ def inner_loop(
     rounds = layout.rounds(chunk)
     for step, tokens in walk(rounds, queries, keys, values, rates, decays):
         if layout.final and step is rounds[-1]:
-            products = _products(tokens[0], state)
+            products = _products_dtype(tokens[0], state.weights)
             pieces.append(read_only(network, tokens[0], state.weights, products))
             continue
         read, state = _read_and_write(network, tokens, step, state, targets, chunk, config)
@@ -134,25 +124,13 @@ def inner_loop(
     return assemble(pieces, rounds, layout).transpose(1, 2), state
 
 
-def _products(q: Tensor, state: MemoryState) -> torch.dtype:
-    shape = state.weights["down"].shape[-2:]
-    return products_dtype(q.dtype, q.shape[2], shape, on_cpu=q.device.type == "cpu")
-
-
-def products_dtype(
-    dtype: torch.dtype, tokens: int, shape: Sequence[int], *, on_cpu: bool
-) -> torch.dtype:
-    """In which tokens are multiplied with the fast weights.
-
-    Args:
-        dtype: of q, k and v.
-        tokens: of one round.
-        shape: of a fast matrix.
-    """
-    worth = tokens >= MANY and (not on_cpu or tokens * math.prod(shape) >= WORK)
-    if dtype == torch.bfloat16 and worth and _switch.forced != "wide":
-        return dtype
-    return accumulation_dtype(dtype)
+def _products_dtype(q: Tensor, weights: FastWeights) -> torch.dtype:
+    """In which the tokens of a round, q [R, H, n, d], are multiplied with the fast weights."""
+    work = q.shape[2] * math.prod(weights["down"].shape[-2:])
+    worth = q.shape[2] >= MANY and (q.device.type != "cpu" or work >= WORK)
+    if q.dtype == torch.bfloat16 and worth and _switch.forced != "wide":
+        return q.dtype
+    return accumulation_dtype(q.dtype)
 
 
 def _read_and_write(
@@ -177,7 +155,7 @@ def _read_and_write(
         # The sums are zero in those rows where a chunk begins.
         into = state.gradient if in_place and not step.all_open else None
         scales = _scales(state.weights, targets, config)
-        products = _products(q, state)
+        products = _products_dtype(q, state.weights)
         read, gradient = read_and_sum(
             network, q, k, v, eta, state.weights, scales, products, sums=into
         )

@@ -27,7 +27,7 @@ from allmem.memory.projections import AttentionWeights
 from allmem.mixers.registry import MemoryKind, memory_kind
 from allmem.mixers.size_search import Sizes, SizeSearch
 
-__all__ = ["Counted", "Limits", "Match", "Slot", "count", "match", "with_chunk"]
+__all__ = ["Counted", "Match", "Slot", "count", "match", "with_chunk"]
 
 
 @dataclass(frozen=True)

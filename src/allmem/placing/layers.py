@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.distill.evaluate import check_reaches_beyond, head_of
 from allmem.distill.rows import Row, counted
 from allmem.distill.targets import BLOCK, Head, log_probabilities

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from allmem.data.builders.material import CHARACTERS_PER_TOKEN
 from allmem.data.fact_lists import FactLists, FactWriter
-from allmem.data.stream import IGNORED
+from allmem.data.labels import IGNORED
 from allmem.documents import READ, load_book
 from allmem.errors import AllMemError
 from allmem.evaluation.model import EvaluatedModel
