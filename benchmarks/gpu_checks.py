@@ -26,6 +26,7 @@ from allmem.memory.inner_loop import inner_loop
 from allmem.memory.naive import naive_inner_loop
 from allmem.memory.state import MemoryState
 from allmem.models.cache import AllMemCache
+from allmem.models.decoding import use_decoding
 from benchmarks.shapes import Shape, converted
 
 __all__ = ["check_rows"]
@@ -163,13 +164,15 @@ def decode_checks(
     N = sizes.tokens // chunk * chunk + sizes.alone // 2
     ids = torch.randint(10, model.config.vocab_size, (1, N), device=device)
     whole = model(input_ids=ids, past_key_values=AllMemCache(model.config)).logits
-    cache, pieces = AllMemCache(model.config), []
-    for first in (0, *range(N - sizes.alone, N)):
-        part = ids[:, : N - sizes.alone] if first == 0 else ids[:, first : first + 1]
-        pieces.append(model(input_ids=part, past_key_values=cache, logits_to_keep=1).logits)
-    found = torch.cat(pieces[1:], 1)
     right = whole[:, N - sizes.alone :].double().cpu()
-    yield _row("decode against prefill", dtype, error(found, right), MODEL_LIMITS[dtype])
+    for how in ("eager", "graph", "compiled,graph") if device.type == "cuda" else ("eager",):
+        cache, pieces = AllMemCache(model.config), []
+        with use_decoding(how):
+            for first in (0, *range(N - sizes.alone, N)):
+                part = ids[:, : N - sizes.alone] if first == 0 else ids[:, first : first + 1]
+                pieces.append(model(input_ids=part, past_key_values=cache, logits_to_keep=1).logits)
+        found = error(torch.cat(pieces[1:], 1), right)
+        yield _row(f"decode against prefill: {how}", dtype, found, MODEL_LIMITS[dtype])
 
 
 def check_rows(

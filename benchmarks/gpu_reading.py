@@ -23,8 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
 from allmem.cost.lengths import length_name
+from allmem.kernels import use_kernels
 from allmem.models import modeling
 from allmem.models.cache import AllMemCache
+from allmem.models.decoding import use_decoding
 from allmem.models.modeling import AllMemForCausalLM
 from benchmarks.full_cache import kv_bytes, roomy_random
 from benchmarks.measure import Timing, timed
@@ -173,33 +175,63 @@ def _time_steps(
 
 def decode_rows(pair: Pair, lengths: list[int], batches: list[int], runs: int) -> Iterator[Result]:
     """A row for every length and batch: milliseconds of a step."""
-    few: dict[int, float] = {}
+    few: dict[str, float] = {}
     for length in lengths:
         # Of one text, whose state then stands in every row.
         state = _read(pair.ours, AllMemCache(pair.ours.config), pair.ids(length))
         for batch in batches:
-            cache = state.fork()
-            cache.batch_repeat_interleave(batch)
-            mine = _time_steps(pair.ours, cache, batch, pair.device, runs).times(1e3 / STEPS)
-            del cache
+            mine = {
+                way: _our_steps(pair, state, batch, runs, *how) for way, how in ways(pair).items()
+            }
             row: dict[str, Any] = {
                 "model": pair.shape.title,
                 "tokens before": length_name(length),
                 "batch": batch,
-                f"{ALLMEM} (ms a step)": mine,
+                **{f"{ALLMEM}, {way} (ms a step)": found for way, found in mine.items()},
             }
             row[f"{FULL} (ms a step)"] = _full_steps(pair, length, batch, runs)
             findings = []
-            if batch == batches[0]:
-                few.setdefault(lengths[0], mine.median)
-            if batch == batches[0] and length == lengths[-1]:
-                case = f"{pair.shape.title}, {length_name(length)} against "
-                case += f"{length_name(lengths[0])}, batch {batch}, {pair.device.type}"
-                growth = mine.median / few[lengths[0]]
-                findings.append(Finding("decode growth", case, growth))
+            for way, found in mine.items() if batch == batches[0] else ():
+                if not isinstance(found, Timing):
+                    continue
+                few.setdefault(way, found.median)
+                if length == lengths[-1]:
+                    case = f"{pair.shape.title}, {length_name(length)} against "
+                    case += f"{length_name(lengths[0])}, batch {batch}, {pair.device.type}, {way}"
+                    findings.append(Finding("decode growth", case, found.median / few[way]))
             yield row, findings
         del state
         _free(pair.device)
+
+
+def ways(pair: Pair) -> dict[str, tuple[str, str]]:
+    """How AllMem's steps are taken: in which way of ``allmem.models.decoding``, and by whose
+    kernels."""
+    found = {"eager": ("eager", "torch")}
+    if pair.device.type == "cuda":
+        found["graph"] = ("graph", "torch")
+        found["graph, Triton"] = ("graph", "triton")
+        found["graph, compiled"] = ("compiled,graph", "torch")
+    return found
+
+
+def _our_steps(
+    pair: Pair, state: AllMemCache, batch: int, runs: int, how: str, kernels: str
+) -> Timing | str:
+    """Milliseconds of a step, or why there are none: these paths have yet to meet every machine."""
+    cache = state.fork()
+    cache.batch_repeat_interleave(batch)
+    try:
+        with use_decoding(how), use_kernels(kernels):
+            found = _time_steps(pair.ours, cache, batch, pair.device, runs)
+    except Exception as error:
+        if how == "eager":
+            raise
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"
+    finally:
+        del cache
+        _free(pair.device)
+    return found.times(1e3 / STEPS)
 
 
 def _full_steps(pair: Pair, length: int, batch: int, runs: int) -> Timing | str:

@@ -34,6 +34,7 @@ import allmem
 from allmem.config import MemoryConfig
 from allmem.cost.lengths import length_name, parse_lengths
 from allmem.models.cache import AllMemCache
+from allmem.models.decoding import use_decoding
 from allmem.models.modeling import READ_BLOCK
 from allmem.models.sources import load_base, smollm2_file
 from benchmarks.full_cache import roomy, roomy_random
@@ -46,6 +47,8 @@ SHORT = 8192
 RANDOM = "random"
 MODEL_HELP = "hub name or folder; default: SmolLM2; 'random': its shape, with random weights"
 FULL, WINDOW, ALLMEM = "full attention", "window + sinks", "AllMem"
+COMPILED = "AllMem, compiled"
+"""AllMem that generates in compiled code; it reads as the other does."""
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Reader:
     """Bytes of state."""
     decoding: dict[int, list[float]] = field(default_factory=dict)
     """Seconds per token, one for every round."""
+    how: str = "eager"
+    """In which way it generates (``allmem.models.decoding``)."""
 
 
 @torch.no_grad()
@@ -91,13 +96,14 @@ def decode(reader: Reader, length: int, tokens: int) -> float:
     """Seconds per generated token after ``length`` others."""
     token = torch.full((1, 1), 100)
     begin = time.perf_counter()
-    for _ in range(tokens):
-        reader.model(
-            input_ids=token,
-            past_key_values=reader.caches[length],
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    with use_decoding(reader.how):
+        for _ in range(tokens):
+            reader.model(
+                input_ids=token,
+                past_key_values=reader.caches[length],
+                use_cache=True,
+                logits_to_keep=1,
+            )
     return (time.perf_counter() - begin) / tokens
 
 
@@ -155,7 +161,8 @@ def read_all(readers: list[Reader], ids: Tensor, options: argparse.Namespace) ->
 
 def decode_all(readers: list[Reader], lengths: list[int], tokens: int, rounds: int) -> None:
     """Rounds over all readers and lengths; the first warms up. Full attention, which takes long,
-    generates fewer tokens in a round."""
+    generates fewer tokens in a round. AllMem generates in compiled code too, as a reader of its
+    own."""
     full = readers[0]
     few, room = -(-tokens // 4), (rounds + 1) * tokens
     for n in lengths:
@@ -163,6 +170,10 @@ def decode_all(readers: list[Reader], lengths: list[int], tokens: int, rounds: i
             full.caches[n] = roomy(full.caches[n], room)
         else:
             full.caches[n] = roomy_random(full.model, n, room)
+    ours = next(reader for reader in readers if reader.name == ALLMEM)
+    forks = {n: cache.fork() for n, cache in ours.caches.items()}
+    again = Reader(COMPILED, ours.model, ours.new_cache, True, caches=forks, how="compiled")
+    readers.append(again)
     for reader in readers:
         reader.sizes = {n: state_bytes(cache) for n, cache in reader.caches.items()}
     for turn in range(rounds + 1):
@@ -189,14 +200,15 @@ def judge(readers: list[Reader]) -> list[Finding]:
         findings.append(Finding("prefill growth", ALLMEM, growth, spread))
     else:
         findings.append(unmeasured("prefill growth", "8k and 64k were not both read"))
-    few, many = ours.decoding.get(1024), ours.decoding.get(131072)
-    if few and many:
-        growth = statistics.median(many) / statistics.median(few)
-        rounds = [b / a for a, b in zip(few, many, strict=True)]
-        remark = f"within rounds {min(rounds):.3g}–{max(rounds):.3g}"
-        findings.append(Finding("decode growth", ALLMEM, growth, remark))
-    else:
-        findings.append(unmeasured("decode growth", "1k and 128k were not both read"))
+    for reader in (r for r in readers if r.name in (ALLMEM, COMPILED)):
+        few, many = reader.decoding.get(1024), reader.decoding.get(131072)
+        if few and many:
+            growth = statistics.median(many) / statistics.median(few)
+            rounds = [b / a for a, b in zip(few, many, strict=True)]
+            remark = f"within rounds {min(rounds):.3g}–{max(rounds):.3g}"
+            findings.append(Finding("decode growth", reader.name, growth, remark))
+        else:
+            findings.append(unmeasured("decode growth", "1k and 128k were not both read"))
     return findings
 
 
@@ -214,10 +226,12 @@ def rows_of(readers: list[Reader], lengths: list[int]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"tokens": n}
         for reader in readers:
             of = reader.name
-            row[f"{of}: read (s)"] = timing_of(reader.seconds[n]) if n in reader.seconds else ""
+            if reader.name != COMPILED:
+                row[f"{of}: read (s)"] = timing_of(reader.seconds[n]) if n in reader.seconds else ""
             decoded: Timing | str = timing_of(reader.decoding[n]) if n in reader.decoding else ""
             row[f"{of}: per generated token (s)"] = decoded
-            row[f"{of}: state (MB)"] = reader.sizes[n] / 1e6 if n in reader.sizes else ""
+            if reader.name != COMPILED:
+                row[f"{of}: state (MB)"] = reader.sizes[n] / 1e6 if n in reader.sizes else ""
         rows.append(row)
     return rows
 

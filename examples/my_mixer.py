@@ -106,6 +106,10 @@ class MineMixer(Mixer):
         read = torch.cat(pieces, 2).transpose(1, 2).flatten(2).to(x.dtype)  # [R, N, H d]
         return self.o(read), MineState(matrix)
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        # All tokens are treated alike.
+        return frozenset()
+
     def _heads(self, x: Tensor) -> Tensor:
         """[R, N, H d] to [R, H, N, d], in the dtype of the state."""
         x = x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)

@@ -224,6 +224,14 @@ class Layout:
     def end_on_device(self) -> Tensor:
         return self.end.to(self.device)
 
+    def starts_before(self, position: int) -> bool:
+        """Whether some row's first token of the call may stand before this position."""
+        return bool((self.start < position).any())
+
+    def reaches_beyond(self, position: int) -> bool:
+        """Whether some token of the call may stand beyond this position."""
+        return int(self.end.max()) - 1 > position
+
     def rounds(self, chunk: int) -> list[Round]:
         """The steps in which an inner loop with chunks of ``chunk`` tokens goes through the
         rows."""

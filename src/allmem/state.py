@@ -98,4 +98,6 @@ def may_write(tensor: Tensor) -> bool:
     ended."""
     if torch.is_grad_enabled():
         return False
-    return torch.is_inference_mode_enabled() or not tensor.is_inference()
+    # A compiled step is given states that are its own.
+    compiling = torch.compiler.is_compiling()
+    return compiling or torch.is_inference_mode_enabled() or not tensor.is_inference()

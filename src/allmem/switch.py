@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from allmem.errors import AllMemError, unknown_name
 
-__all__ = ["Switch", "one_of"]
+__all__ = ["Switch", "one_of", "settings"]
 
 Value = TypeVar("Value")
 
@@ -24,6 +24,14 @@ def one_of(kind: str, names: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
+_switches: list[Switch[Any]] = []
+
+
+def settings() -> tuple[Any, ...]:
+    """What all switches are forced to, in the order in which they were made."""
+    return tuple(switch.forced for switch in _switches)
+
+
 class Switch(Generic[Value]):
     """Not of a thread, since a backward pass may recompute in another one.
 
@@ -33,6 +41,7 @@ class Switch(Generic[Value]):
 
     def __init__(self, read: Callable[[str], Value]) -> None:
         self._read = read
+        _switches.append(self)
         self.forced: Value | None = None
         """``None`` outside all blocks."""
 

@@ -40,7 +40,7 @@ def window_attention(
     else:
         left = keys[:, :, :S] @ _columns(q_sink, K, scale)
         scores = torch.cat([left, keys[:, :, S:] @ _columns(q, K, scale)], 2)
-    if bool((layout.start < S + window.window - 1).any()):
+    if layout.starts_before(S + window.window - 1):
         # Slots fill from the first to the last, so a slot is written once t has reached its number.
         slot = torch.arange(S + window.window, device=layout.device)
         written = slot <= layout.start_on_device[:, None]  # [R, S + W]

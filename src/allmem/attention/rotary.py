@@ -11,6 +11,7 @@ Letters: R rows, N slots, E head size, P rotated features (P <= E).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,8 +34,9 @@ class Rotary:
         self, positions: Tensor, dtype: torch.dtype, scaled: bool = True
     ) -> tuple[Tensor, Tensor]:
         """cos and sin, each [..., P], of integer positions [...]; negative ones turn back."""
-        frequencies = torch.tensor(self.frequencies, dtype=torch.float64, device=positions.device)
-        angles = positions[..., None].double() * frequencies
+        # Compiled code has them as constants.
+        placed = _on if torch.compiler.is_compiling() else _kept_on
+        angles = positions[..., None].double() * placed(positions.device, self.frequencies)
         angles = torch.cat([angles, angles], dim=-1)
         scaling = self.scaling if scaled else 1.0
         return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
@@ -59,7 +61,7 @@ class Rotary:
     ) -> tuple[Tensor, Tensor] | None:
         """The table that turns a query from its position t back to min(t, ``limit``); ``None`` if
         no token of the call lies beyond ``limit``."""
-        if int(layout.end.max()) - 1 <= limit:
+        if not layout.reaches_beyond(limit):
             return None
         return self._memo(
             layout,
@@ -83,6 +85,14 @@ class Rotary:
         if key not in layout.memo:
             layout.memo[key] = compute()
         return layout.memo[key]
+
+
+def _on(device: torch.device, frequencies: tuple[float, ...]) -> Tensor:
+    return torch.tensor(frequencies, dtype=torch.float64, device=device)
+
+
+_kept_on = cache(_on)
+"""Nothing may be brought to a device while a CUDA graph is captured."""
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -252,7 +252,9 @@ def _add_products(totals: FastWeights, factors: Mapping[str, list[Factors]]) -> 
 def _add_product(total: Tensor, pair: Factors) -> None:
     """total += sum over tokens."""
     left, right = pair
-    if left.dtype == total.dtype:
+    if left.shape[1] == 1:
+        total.addcmul_(left.mT, right)
+    elif left.dtype == total.dtype:
         # Not ``baddbmm_``, whose products torch's counter does not see.
         torch.baddbmm(total, left.mT, right, out=total)
     else:

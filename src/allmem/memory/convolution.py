@@ -88,7 +88,8 @@ def last_inputs(before: Tensor, reach: int, layout: Layout) -> Tensor:
     """
     if layout.full:
         # A copy, since a view would keep all inputs of the call as long as the state lives.
-        return before[:, before.shape[1] - reach :].clone()
+        # Contiguous, also a single row, lest compiled code meets other strides than after a token.
+        return before[:, before.shape[1] - reach :].clone(memory_format=torch.contiguous_format)
     index = layout.lengths[:, None] + torch.arange(reach)[None]
     index = index.to(before.device)[..., None].expand(-1, -1, before.shape[2])
     return before.gather(1, index)

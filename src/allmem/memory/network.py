@@ -56,10 +56,19 @@ class StepGradients:
 def _forward(q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """F q and F k for every token: [B, N, in] to [B, N, out]."""
     tokens = q.shape[1]
+    if _as_sums(tokens):
+        # One pass over the weights, which compiled code shares with the norms of their rows.
+        return (q[:, :, None] * weight[:, None]).sum(-1), (k[:, :, None] * weight[:, None]).sum(-1)
     if tokens > FEW:
         return q @ weight.mT, k @ weight.mT
     both = torch.cat([q, k], 1) @ weight.mT
     return both[:, :tokens], both[:, tokens:]
+
+
+def _as_sums(tokens: int) -> bool:
+    """Whether products are better written as sums: of one token, in compiled code, which fuses
+    them."""
+    return tokens == 1 and torch.compiler.is_compiling()
 
 
 def _scaled(y: Tensor, scales: Scales, name: str) -> Tensor:
@@ -119,7 +128,10 @@ class MemoryNetwork:
         y, of_k = _forward(F.silu(a_q).mul_(b_q), hidden, weights["down"])
         error = self._error(k, _scaled(of_k, scales, "down"), v)
         back = error * scales["down"].mT if "down" in scales else error
-        delta = back @ weights["down"]
+        if _as_sums(back.shape[1]):
+            delta = (back[..., None] * weights["down"][:, None]).sum(-2)
+        else:
+            delta = back @ weights["down"]
         # Rates stand at the side with fewer features.
         return self._out(q, y), {
             "gate": (_silu_backward(b.mul_(delta), a), eta[..., 0:1] * k),

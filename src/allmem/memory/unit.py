@@ -178,7 +178,7 @@ class MemoryUnit(nn.Module):
             shared: as ``MemoryState.begin`` has it.
         """
         tails = self.convolutions.begin(rows, dtype) if self.config.conv else {}
-        initial, momentum = dict(self.initial), self.config.momentum
+        initial, momentum = dict(self.initial.items()), self.config.momentum
         return UnitState(MemoryState.begin(initial, rows, momentum, shared=shared), tails)
 
     def forward(
@@ -209,7 +209,7 @@ class MemoryUnit(nn.Module):
         # Autocast would do the sums of the inner loop in half precision.
         with torch.autocast(x.device.type, enabled=False):
             read, memory = inner_loop(
-                *tokens, state.memory, dict(self.initial), layout, self.config
+                *tokens, state.memory, dict(self.initial.items()), layout, self.config
             )
             read = self.o_norm(read).flatten(2)
         if self.config.gate:

@@ -69,6 +69,9 @@ class AllMemMixer(MemoryMixer):
         chunk = layout.chunk or self.unit.config.chunk
         return self.unit.begin(rows, dtype, shared=len(layout.rounds(chunk)) == 1)
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        return frozenset((self.lag(layout),))
+
     def narrowings(self) -> list[Narrowing]:
         unit = self.unit
         written = unit.projections.narrowings()

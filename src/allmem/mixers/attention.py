@@ -240,6 +240,9 @@ class WindowMixer(AttentionMixer):
         kv_heads, size = self.shape.kv_heads, self.shape.head_dim
         return RingState.empty(rows, kv_heads, size, size, self.window_of(window), dtype, device)
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        return frozenset()
+
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout, scale: float
     ) -> tuple[Tensor, State]:

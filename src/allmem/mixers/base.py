@@ -74,6 +74,16 @@ class Mixer(nn.Module, ABC):
             [R, N, D], finite in padding slots, and the state after the call.
         """
 
+    def periods(self, layout: Layout) -> frozenset[int] | None:
+        """After how many tokens this mixer does what it does only now and then (a chunk's write),
+        each counted from the beginning of a document; ``None`` if it has to know on the CPU how
+        many came before, so that a ``TokenLayout`` is not for it.
+
+        Args:
+            layout: whose chunk is asked for.
+        """
+        return None
+
     def carry(self, old: State, new: State) -> State:
         """A state to begin another text with that holds what ``old`` learned.
 

@@ -28,6 +28,7 @@ from allmem.layout import Layout
 from allmem.mixers.base import Mixer
 from allmem.mixers.layer import LayerMixer
 from allmem.mixers.trial import CPU, DTYPE, ConformanceError, Trial, randomise
+from allmem.token_layout import TokenLayout, periods_that_end
 
 __all__ = ["ConformanceError", "Failure", "MixerConformance", "check_conformance", "randomise"]
 
@@ -216,6 +217,33 @@ class MixerConformance(Trial):
             second, _ = self._read(mixer, x)
         if not torch.equal(first, second):
             raise ConformanceError("two identical calls gave different bits")
+
+    def test_single_tokens_need_no_count_on_the_cpu(self) -> None:
+        """If ``periods`` says so."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        mixer = self._mixer()
+        start = torch.tensor([9, 4])
+        periods = mixer.periods(Layout.dense(start, 2, 1, CPU))
+        if periods is None:
+            return
+        x = self._inputs(2, 26)
+        with torch.no_grad():
+            layout = Layout.ragged(torch.zeros_like(start), start, CPU)
+            _, state = mixer(x[:, : layout.slots], self._start(mixer, 2), layout)
+            twin = state.clone()
+            for token in x[:, layout.slots :].split(1, 1):
+                self.example = f"a token after {start.tolist()}"
+                closing = periods_that_end(periods, start)
+                y, state = mixer(token, state, TokenLayout.next_of(start, closing=closing))
+                expected, twin = mixer(token, twin, Layout.dense(start, 2, 1, CPU))
+                self._same(y, expected)
+                start = start + 1
+            self.example = "a number of a tensor was read on the way"
+            for closing in {frozenset[int](), periods}:
+                fork = state.clone()
+                with FakeTensorMode(allow_non_fake_inputs=True):
+                    mixer(x[:, :1], fork, TokenLayout.next_of(start, closing=closing))
 
     def test_state_bytes_are_what_the_closed_form_says(self) -> None:
         mixer = self._mixer()

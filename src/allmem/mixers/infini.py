@@ -152,6 +152,9 @@ class InfiniMixer(HeadMixer[InfiniState]):
     def lag(self, layout: Layout) -> int:
         return layout.chunk or self.options.chunk
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        return frozenset((self.lag(layout),))
+
     def mix(self, heads: Heads, state: InfiniState, layout: Layout) -> tuple[Tensor, InfiniState]:
         read, memory = infini_rule(
             F.elu(heads.q) + 1,

@@ -99,6 +99,14 @@ class LayerMixer(Mixer):
             context = self.attention.init_state(rows, dtype, device, window)
         return LayerState(attention, memory, context)
 
+    def periods(self, layout: Layout) -> frozenset[int] | None:
+        """Of both parts."""
+        attention = self.attention.periods(layout)
+        if self.memory is None or attention is None:
+            return attention
+        memory = self.memory.periods(layout)
+        return None if memory is None or self._in_context else attention | memory
+
     def state_before(
         self, rows: int, dtype: torch.dtype, device: torch.device, layout: Layout
     ) -> LayerState:

@@ -152,6 +152,9 @@ class MatrixMixer(HeadMixer[MatrixState]):
         shape = (rows, self.shell.heads, *self.matrix_shape)
         return MatrixState(torch.zeros(shape, dtype=accumulation_dtype(dtype), device=device))
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        return frozenset()
+
     def mix(self, heads: Heads, state: MatrixState, layout: Layout) -> tuple[Tensor, MatrixState]:
         read, matrix = self.rule(heads, state.matrix)
         return read, MatrixState(matrix)

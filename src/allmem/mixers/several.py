@@ -184,6 +184,16 @@ class SeveralMixer(MemoryMixer):
         found: Layout = layout.memo["chunk", chunk]
         return found
 
+    def periods(self, layout: Layout) -> frozenset[int] | None:
+        """Of all parts."""
+        found: frozenset[int] = frozenset()
+        for i, part in enumerate(self.mixers()):
+            own = part.periods(self._layout(i, layout))
+            if own is None:
+                return None
+            found |= own
+        return found
+
     def carry(self, old: State, new: State) -> SeveralState:
         """As each part does."""
         assert isinstance(old, SeveralState)

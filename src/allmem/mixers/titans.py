@@ -126,6 +126,9 @@ class TitansMixer(HeadMixer[TitansState]):
         weights = first_weights(dict(self.initial), rows, dtype)
         return TitansState(TitansMemory(weights, zeros_like(weights), dict(weights)))
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        return frozenset((self.options.mini_batch,))
+
     def mix(self, heads: Heads, state: TitansState, layout: Layout) -> tuple[Tensor, TitansState]:
         read, memory = titans_rule(
             heads.q,

@@ -159,6 +159,9 @@ class TTTMixer(HeadMixer[TTTState]):
         weights = first_weights(dict(self.initial), rows, dtype)
         return TTTState(TTTMemory(weights, zeros_like(weights)))
 
+    def periods(self, layout: Layout) -> frozenset[int]:
+        return frozenset((self.options.mini_batch,))
+
     def mix(self, heads: Heads, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         wide = heads.q.dtype
         rate = self.options.base_lr / self.shell.key_dim * heads.mapped(self.rate).sigmoid()

@@ -23,6 +23,7 @@ from allmem.mixers.layer import LayerState
 from allmem.models.configuration import AllMemConfig
 
 if TYPE_CHECKING:
+    from allmem.models.decoding import GraphedDecoder
     from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = ["AllMemCache", "config_key"]
@@ -67,6 +68,8 @@ class AllMemCache(Cache):
         """Slots that were fed, padding included: what transformers calls the sequence length."""
         self.head: Tensor | None = None
         """[B, up to HEAD] int64, CPU: the first token ids, to know a text by its beginning."""
+        self.decoder: GraphedDecoder | None = None
+        """Where single tokens are read by CUDA graphs; it owns the states then."""
         self.note: dict[str, Any] = {}
         """What ``save`` was given to keep beside the state."""
 
@@ -229,6 +232,7 @@ class AllMemCache(Cache):
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.states = states
+        twin.decoder = None
         twin.seen = self.seen.clone()
         return twin
 

@@ -15,12 +15,14 @@ Both with torch 2.13 on one core of an AMD EPYC.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fast_products"]
+__all__ = ["fast_products", "one_token_products"]
 
 MARK = "_allmem_fast_products"
 
@@ -44,6 +46,23 @@ def fast_products(model: nn.Module, head: nn.Module | None = None) -> None:
             module.register_forward_pre_hook(_without_onednn)
             # Also after an error, or oneDNN would stay off.
             module.register_forward_hook(_with_onednn, always_call=True)
+
+
+@contextmanager
+def one_token_products(x: Tensor) -> Iterator[None]:
+    """Take single tokens the fast way in compiled code, which knows nothing of hooks.
+
+    Args:
+        x: what the maps of the block will get the like of.
+    """
+    with ExitStack() as stack:
+        if _is_one_token(x):
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
+
+
+def _is_one_token(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() == x.shape[-1]
 
 
 def _once(module: nn.Module, what: str) -> bool:
@@ -74,8 +93,10 @@ def _without_onednn(_: nn.Module, inputs: tuple[Any, ...]) -> None:
     """For one product. The switch is the process's: another thread may meet it off, and is then
     slower and as exact."""
     global _switched_off
+    if torch.compiler.is_compiling():
+        return
     x = inputs[0]
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() == x.shape[-1]:
+    if _is_one_token(x):
         backend: Any = torch.backends.mkldnn
         if backend.enabled:
             backend.enabled, _switched_off = False, True
@@ -83,6 +104,8 @@ def _without_onednn(_: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 def _with_onednn(*_: Any) -> None:
     global _switched_off
+    if torch.compiler.is_compiling():
+        return
     if _switched_off:
         backend: Any = torch.backends.mkldnn
         backend.enabled, _switched_off = True, False

@@ -46,6 +46,8 @@ class Call:
     """One state per layer; ``None`` where nothing was read yet."""
     full_attention: bool = False
     observe: Observer | None = None
+    mix: Mix | None = None
+    """What computes a layer; ``None`` for the layer itself."""
     after: dict[int, LayerState] | None = field(default_factory=dict)
     """By layer; ``None`` once they were taken."""
 
@@ -101,7 +103,8 @@ class MixedAttention(LayerMixer):
                 before = self.state_before(x.shape[0], x.dtype, x.device, layout)
             else:
                 before = call.before[self.layer]
-            y, after = super().forward(x, before, layout)
+            mix = call.mix or LayerMixer.forward
+            y, after = mix(self, x, before, layout)
             call.leave(self.layer, after)
         return layout.scatter(y), None
 
@@ -120,6 +123,9 @@ class MixedAttention(LayerMixer):
         state = attention.init_state(x.shape[0], x.dtype, x.device)
         return attention.attend(x, state, layout, table=table)[0]
 
+
+Mix = Callable[[LayerMixer, Tensor, LayerState, Layout], tuple[Tensor, LayerState]]
+"""As ``LayerMixer.forward``."""
 
 Observer = Callable[[MixedAttention, Tensor, Tensor, Layout], None]
 """Sees a layer of the teacher at work: the layer, what entered its attention and what its own, full

@@ -7,6 +7,7 @@ The base model stays as transformers wrote it; each decoder layer's ``self_attn`
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
-from allmem.layout import document_starts
+from allmem.layout import Layout, document_starts
 from allmem.mixers.layer import LayerState
+from allmem.models import decoding
 from allmem.models.cache import AllMemCache, config_key
+from allmem.models.compiled import compiling
 from allmem.models.configuration import AllMemConfig
 from allmem.models.cpu_products import fast_products
 from allmem.models.fingerprint import fingerprint
@@ -259,20 +262,43 @@ class AllMemForCausalLM(MemoryGeneration, PreTrainedModel, GenerationMixin):
         slots = input_ids if input_ids is not None else inputs_embeds
         assert slots is not None
         layout = cache.open_call(self, slots, attention_mask, position_ids, final)
-        call = Call(layout, cache.states, full_attention)
-        output = self.base(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            position_ids=layout.grid_positions if full_attention else None,
-            use_cache=False,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            allmem_call=call,
-            **kwargs,
-        )
+        how: frozenset[str] = frozenset()
+        if cache.states is not None and not full_attention:
+            how = decoding.chosen(self, layout)
+        if "graph" in how and input_ids is not None and labels is None and not any(kwargs.values()):
+            return self._replay(input_ids, cache, layout, how)
+        if how:
+            assert cache.states is not None
+            call = decoding.one_token_call(self, layout, cache.states, how)
+        else:
+            call = Call(layout, cache.states, full_attention)
+        with compiling() if how else nullcontext():
+            output = self.base(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                position_ids=layout.grid_positions if full_attention else None,
+                use_cache=False,
+                labels=labels,
+                logits_to_keep=logits_to_keep,
+                allmem_call=call,
+                **kwargs,
+            )
         if not full_attention:
             cache.close_call(layout, call.take_states(), slots)
         return output
+
+    def _replay(
+        self, input_ids: Tensor, cache: AllMemCache, layout: Layout, how: frozenset[str]
+    ) -> CausalLMOutputWithPast:
+        """One token of every sequence by a graph, with the cache's states at its addresses."""
+        assert cache.states is not None
+        decoder = cache.decoder
+        if decoder is None or decoder.how != how or not decoder.adopt(cache.states):
+            decoder = cache.decoder = decoding.GraphedDecoder(self, cache.states, layout, how)
+        with compiling():
+            logits = decoder.step(input_ids, layout)
+        cache.close_call(layout, decoder.states, input_ids)
+        return CausalLMOutputWithPast(logits=logits)
 
     def _reads_in_blocks(
         self,
