@@ -74,8 +74,9 @@ def window_attention(
     limit = window.sinks + window.window - 1
     if q_sink is None and window.sinks and layout.reaches_beyond(limit):
         raise AllMemError(
-            f"window_attention: q_sink is None but queries reach positions beyond S + W - 1 = "
-            f"{limit}; give the re-positioned queries"
+            f"window_attention: q_sink is None but queries reach position "
+            f"{int(layout.end.max()) - 1}, beyond S + W - 1 = {limit}; give the re-positioned "
+            "queries"
         )
     name = _pick(backend, q, k, v)
     if state is None:

@@ -19,7 +19,8 @@ __all__ = ["chosen"]
 def chosen(network: MemoryNetwork, q: Tensor, weights: FastWeights) -> bool:
     """Whether a call with such tensors is theirs; as ``cannot_run``, and never one that autograd
     records. If they were asked for and cannot compute it, that is said once."""
-    if torch.is_grad_enabled() or not asked_for("triton"):
+    # What is compiled is fused as it is.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not asked_for("triton"):
         return False
     reason = cannot_run(network, q, weights)
     if reason is not None:
