@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import add_options, record, timed
+from allmem.distill.overlap import has_streams
+from benchmarks.measure import Timing, add_options, record, timed
 from benchmarks.rates import matrix_rate
 from benchmarks.shapes import SHAPES, Shape, converted
 from benchmarks.step_flops import step_flops
@@ -51,6 +52,10 @@ def step_row(
     rows = text_batch(ids, counted)
     with step_of(model, segment) as step:
         seconds = timed(lambda: step(rows), runs, 1, device)
+    aside: Timing | str = ""
+    if has_streams(device):
+        with step_of(model, segment, overlapped=True) as step:
+            aside = timed(lambda: step(rows), runs, 1, device)
     # Of a machine whose pace changes, the better one.
     rate = max(rate, matrix_rate(dtype, device, rate_size))
     share = needed.total / rate / seconds.median
@@ -66,6 +71,7 @@ def step_row(
         "backward": f"{needed.backward / needed.total:.0%}",
         "logits": f"{needed.head / needed.total:.0%}",
         "step (s)": seconds,
+        **({"with the teacher aside (s)": aside} if aside else {}),
         "tokens/s": batch * tokens / seconds.median,
         "of the matrix rate": f"{share:.1%}",
     }

@@ -34,13 +34,17 @@ def text_batch(ids: Tensor, counted: int) -> Batch:
 
 @contextlib.contextmanager
 def step_of(
-    model: AllMemForCausalLM, segment: int | None = None, checkpointed: bool = False
+    model: AllMemForCausalLM,
+    segment: int | None = None,
+    checkpointed: bool = False,
+    overlapped: bool = False,
 ) -> Iterator[Callable[[Batch], float]]:
     """Inside the block the slow weights are in fp32 and trainable.
 
     Args:
         model: trained in place.
-        segment, checkpointed: ``segment`` and ``checkpoint_layers`` of ``DistillConfig``.
+        segment, checkpointed, overlapped: ``segment``, ``checkpoint_layers`` and
+            ``overlap_teacher`` of ``DistillConfig``.
 
     Yields:
         a function that makes a step on a batch and returns the sum of its losses.
@@ -51,6 +55,7 @@ def step_of(
         positions="all",
         segment=segment,
         checkpoint_layers=checkpointed,
+        overlap_teacher=overlapped,
     )
     with training_weights(model):
         if checkpointed:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from allmem import AllMemError
 from allmem.distill import Distillation, DistillConfig
+from allmem.distill import distillation as distillation_module
 from allmem.distill.arguments import checkpoint_layers
 from allmem.distill.rows import counted
 from allmem.distill.segments import unpack
@@ -83,6 +86,51 @@ def test_weights_and_other_divergences_go_with_it() -> None:
     plain, _ = gradients(packed())
     weighted, _ = gradients(packed(), **settings)
     assert plain != weighted
+
+
+@pytest.mark.parametrize("settings", [{}, {"segment": 9}, {"disagreement": 0.2}])
+def test_a_teacher_on_a_stream_of_its_own_changes_nothing(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in for a stream works when it is waited for: as late as can be."""
+    waited: list[Any] = []
+
+    def aside(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+        def joined() -> Any:
+            if not waited:
+                waited.append(work())
+            return waited[0]
+
+        return joined
+
+    expected = gradients(packed(), **settings)
+    monkeypatch.setattr(distillation_module, "has_streams", lambda device: True)
+    monkeypatch.setattr(distillation_module, "begun_aside", aside)
+    assert_same(expected, gradients(packed(), overlap_teacher=True, **settings))
+    assert waited
+
+
+def test_a_cpu_has_no_streams() -> None:
+    with pytest.raises(AllMemError, match=r"overlap_teacher = true needs a GPU, .* on cpu"):
+        gradients(packed(), overlap_teacher=True)
+    with pytest.raises(AllMemError, match="overlap_teacher = true does not go with fsdp"):
+        DistillConfig(steps=1, overlap_teacher=True, fsdp=True)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_teacher_on_a_stream_of_its_own_changes_nothing() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    found = []
+    for overlapped in (False, True):
+        model = make_model().to("cuda")
+        model.freeze_base()
+        distillation = Distillation(model, DistillConfig(steps=1, overlap_teacher=overlapped))
+        total, _ = distillation(**{n: t.cuda() for n, t in packed().items()}, sizes=SIZES)
+        total.backward()
+        found.append([p.grad for p in model.memory_parameters().values()])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 1e-5 * one.norm()
 
 
 def test_the_activations_of_one_segment_are_kept_at_a_time() -> None:

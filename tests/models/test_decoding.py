@@ -23,6 +23,7 @@ from allmem.config import WindowConfig
 from allmem.mixers.layer import LayerState
 from allmem.models import compiled, decoding
 from allmem.models.cache import AllMemCache
+from allmem.models.compiled import kind_of
 from allmem.models.decoding import use_decoding
 from allmem.models.layer import Call
 from allmem.models.modeling import AllMemForCausalLM
@@ -151,6 +152,24 @@ def test_another_window_and_chunk(model: AllMemForCausalLM, traced: None) -> Non
         caches.append(AllMemCache(model.config, WindowConfig(7, 1), 3))
         tokens(model, how, caches[-1], ids)
     assert_same_states(*caches)
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [({}, 1), (PATTERNS["shared"], 1), (PATTERNS["window, allmem"], 2), ({"name": "smollm3"}, 2)],
+)
+def test_layers_that_are_alike_share_their_code(options: dict[str, Any], kinds: int) -> None:
+    base = {"name": "llama", **options}
+    mixers = [m for seed in (0, 1) for m in tiny_model(seed=seed, **base).mixers()]
+    assert len({kind_of(mixed) for mixed in mixers}) == kinds
+
+
+@pytest.mark.parametrize("own", [{"loss": "dot"}, {"residual": False}, {"clip": None}])
+def test_layers_of_the_same_shapes_that_compute_something_else_do_not(own: dict[str, Any]) -> None:
+    plain, other = (tiny_model("llama", memory={"chunk": C, **o}) for o in ({}, own))
+    assert kind_of(plain.mixers()[0]) != kind_of(other.mixers()[0])
+    wider = tiny_model("llama", window=W + 1)
+    assert kind_of(plain.mixers()[0]) != kind_of(wider.mixers()[0])
 
 
 def test_compiled_code(model: AllMemForCausalLM) -> None:

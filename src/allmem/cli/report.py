@@ -8,6 +8,7 @@ import typer
 
 from allmem.cli import terminal
 from allmem.cli.options import Verbose, output_option
+from allmem.evaluation.run_file import read_run_file
 
 __all__ = ["command"]
 
@@ -33,6 +34,8 @@ def command(
     has come. A file cost.json of `allmem cost --json` in a run's folder is drawn too.
     """
     terminal.quiet(verbose)
+    for run in runs:
+        read_run_file(run)
     with terminal.working("making the report"):
         from allmem.evaluation.report import make_report
 

@@ -153,6 +153,8 @@ class DistillConfig:
     """Cut the gradient between segments (truncated backpropagation through time)."""
     checkpoint_layers: bool = False
     """Gradient checkpointing in every layer: less memory, a third more time."""
+    overlap_teacher: bool = False
+    """On a GPU, let the teacher read on a stream of its own while the student reads."""
     state_init: StateInit = "zero"
     """Where fast weights begin: at F_0; at the end of the step before (``passed``); or at F_0 with
     noise. The other two teach a memory to go on beyond the trained length (Buitrago and Gu,
@@ -220,6 +222,11 @@ class DistillConfig:
                 raise AllMemError(f"{name} = {getattr(self, name)} must be 0 or more")
         if self.truncate and self.segment is None:
             raise AllMemError("truncate = true needs segment: how many tokens to cut after")
+        if self.overlap_teacher and (self.fsdp or self.deepspeed):
+            raise AllMemError(
+                "overlap_teacher = true does not go with fsdp or deepspeed, which have streams of "
+                "their own"
+            )
         if self.fsdp and self.deepspeed:
             raise AllMemError("fsdp and deepspeed: choose one")
         if self.fsdp and (self.segment is not None or self.state_init != "zero"):
@@ -269,6 +276,7 @@ class DistillConfig:
             "workers",
             "deepspeed",
             "fsdp",
+            "overlap_teacher",
         ):
             del values[name]
         return values

@@ -8,6 +8,8 @@ Letters: B rows, T slots, R documents as rows, N slots of such a row, n position
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +19,13 @@ from allmem.distill.config import DistillConfig
 from allmem.distill.evaluate import head_of
 from allmem.distill.losses import disagreement_weights, distillation_loss
 from allmem.distill.matching import match_layers
+from allmem.distill.overlap import begun_aside, has_streams
 from allmem.distill.precision import computing
 from allmem.distill.rows import absorb_padding
 from allmem.distill.segments import read_segments, unpack
 from allmem.distill.sizes import Sizes
 from allmem.distill.teacher import OwnWeights, Target, Teacher
+from allmem.errors import AllMemError
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.variants import without_memory
@@ -43,7 +47,7 @@ class Distillation(nn.Module):
 
     Raises:
         AllMemError: if the base model does something to its logits that distillation does not
-            know.
+            know, or if passes are to overlap on a device without streams.
     """
 
     student: AllMemForCausalLM
@@ -62,6 +66,11 @@ class Distillation(nn.Module):
         self.slow = nn.ParameterDict(
             {name.replace(".", "/"): p for name, p in student.memory_parameters().items()}
         )
+        if config.overlap_teacher and not has_streams(student.device):
+            raise AllMemError(
+                f"overlap_teacher = true needs a GPU, and the model is on {student.device}; leave "
+                "it out"
+            )
         self.settings = config
         self.stage = stage
         with computing(student):
@@ -110,18 +119,18 @@ class Distillation(nn.Module):
         if self.stage == "match":
             loss = match_layers(self.student, batch, counts, cache)
             return loss.total, loss.total.detach()
-        target = self.teacher(batch, counts)
+        target = self._target(batch, counts)
         weights = self._weights(batch, counts, target, cache)
         hidden = self.student.hidden_states(
             batch["input_ids"], position_ids=batch["position_ids"], cache=cache
         )
-        return self._loss(hidden[:, :-1][counts], target, labels[:, 1:][counts], weights)
+        return self._loss(hidden[:, :-1][counts], target(), labels[:, 1:][counts], weights)
 
     def _unpacked(self, batch: dict[str, Tensor], cache: AllMemCache, step: int) -> Sums:
         """The same with every document as a row, so that its state can be handed on."""
         labels = batch["labels"]  # [R, N]
         counts = labels[:, 1:] != IGNORED
-        target = self.teacher(batch, counts)
+        target = self._target(batch, counts)
         weights = self._weights(batch, counts, target, cache)
         # Where the positions of a segment lie among all that count.
         ahead = nn.functional.pad(counts, (0, 1))  # [R, N]: the last slot predicts nothing
@@ -133,7 +142,7 @@ class Distillation(nn.Module):
             places = index[:, here][chosen]
             return self._loss(
                 hidden[chosen],
-                target.select(places),
+                target().select(places),
                 shifted[:, here][chosen],
                 None if weights is None else weights[places],
             )
@@ -158,9 +167,20 @@ class Distillation(nn.Module):
         )
         return found.total, found.kl
 
+    def _target(self, batch: dict[str, Tensor], counts: Tensor) -> Callable[[], Target]:
+        """What the teacher answers, once it is asked for."""
+        if self.settings.overlap_teacher:
+            return begun_aside(lambda: self.teacher(batch, counts), counts.device)
+        target = self.teacher(batch, counts)
+        return lambda: target
+
     @torch.no_grad()
     def _weights(
-        self, batch: dict[str, Tensor], counts: Tensor, target: Target, cache: AllMemCache
+        self,
+        batch: dict[str, Tensor],
+        counts: Tensor,
+        target: Callable[[], Target],
+        cache: AllMemCache,
     ) -> Tensor | None:
         """[n], by how much the teacher and the window alone disagree."""
         if self.settings.disagreement is None:
@@ -173,7 +193,7 @@ class Distillation(nn.Module):
                 cache=AllMemCache(self.student.config, cache.window),
             )
         return disagreement_weights(
-            target,
+            target(),
             window[:, :-1][counts],
             self.student.get_output_embeddings(),
             self.settings.disagreement,

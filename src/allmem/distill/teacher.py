@@ -46,13 +46,15 @@ class OwnWeights:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], counts: Tensor) -> Target:
+        # Before the pass, since counting waits for what the device has to do.
+        places = counts.nonzero(as_tuple=True)
         hidden = self.student.hidden_states(
             batch["input_ids"],
             batch.get("attention_mask"),
             batch["position_ids"] if "attention_mask" not in batch else None,
             full_attention=True,
         )
-        return FullTarget(hidden[:, :-1][counts], self.head)
+        return FullTarget(hidden[:, :-1][places], self.head)
 
 
 class OtherModel:

@@ -14,13 +14,13 @@ from allmem.evaluation.bad_rows import collected_bad_rows
 from allmem.evaluation.model import EvaluatedModel
 from allmem.evaluation.rows import (
     OF_EXAMPLES,
-    RUN_FILE,
     RowsFile,
     Run,
     folder_name,
     rows_path,
     task_header,
 )
+from allmem.evaluation.run_file import RUN_FILE
 from allmem.evaluation.task import Setting, Task
 from allmem.journal import check_header, first_difference
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from allmem.errors import AllMemError, unknown_name
 from allmem.evaluation.catalog import groups_within
+from allmem.evaluation.run_file import RUN_FILE, RUN_FORMAT, RUN_KIND, read_run_file
 from allmem.evaluation.task import Row, Setting, Task
 from allmem.evaluation.verdicts import with_verdicts
 from allmem.files import atomic_path
@@ -46,8 +47,6 @@ ROWS = Kind(
 )
 OF_EXAMPLES = ("examples", "fingerprint")
 """Keys of a header that tell which examples there are."""
-RUN_KIND, RUN_FORMAT = "run", 1
-RUN_FILE = "run.json"
 TOLD = ("data", "skip_bad_rows", "beyond", "sinks", "chunk", "run_code")
 """Choices of a setting that do not change what an example's answer is; they may change which
 examples there are, which a header tells by their fingerprint."""
@@ -87,22 +86,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        path = self.folder / RUN_FILE
-        try:
-            self.about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            kind, version = self.about["kind"], self.about["format"]
-        except FileNotFoundError:
-            raise AllMemError(
-                f"{self.folder} is no run: there is no {RUN_FILE} in it; make one with "
-                "`allmem evaluate`"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AllMemError(f"{path} is damaged ({error}); evaluate again") from error
-        if (kind, version) != (RUN_KIND, RUN_FORMAT):
-            raise AllMemError(
-                f"{path} is a {kind!r} of format {version}, this version of allmem reads "
-                f"{RUN_KIND!r} of format {RUN_FORMAT}"
-            )
+        self.about = read_run_file(folder)
 
     @property
     def labels(self) -> list[str]:

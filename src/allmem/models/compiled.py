@@ -38,8 +38,8 @@ VARIANTS = 64
 """Of the code of a kind of layers, before torch gives up: for other numbers of sequences, windows
 and chunks, and for the calls in which chunks end."""
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-OF_ITS_PLACE = frozenset(("layer", "layer_idx", "config"))
-"""A layer's number, and the model's configuration, of which a layer's attributes tell its part."""
+OF_ITS_PLACE = frozenset(("layer", "layer_idx"))
+"""A layer's number: what it computes is told by its other attributes."""
 
 
 def compiled_mix(
@@ -92,11 +92,19 @@ def kind_of(mixed: LayerMixer) -> str:
             seen.update(f"{name}: {type(module).__module__}.{type(module).__qualname__}\n".encode())
             own = {**vars(module), "training": module.training}
             for key in sorted(set(own) - (OF_EVERY_MODULE - {"training"}) - OF_ITS_PLACE):
-                seen.update(f"{key} = {own[key]!r}\n".encode())
+                seen.update(f"{key} = {_told(own[key])}\n".encode())
             for key, tensor in module.named_parameters(recurse=False):
                 seen.update(f"{key}: {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         _kinds[mixed] = seen.hexdigest()[:16]
     return _kinds[mixed]
+
+
+def _told(value: object) -> str:
+    """A value by what it holds, where it would tell its address; what it keeps for itself aside."""
+    if type(value).__repr__ is not object.__repr__:
+        return repr(value)
+    held = {name: _told(v) for name, v in vars(value).items() if not name.startswith("_")}
+    return f"{type(value).__qualname__}: {held}"
 
 
 @cache

@@ -16,7 +16,7 @@ Both with torch 2.13 on one core of an AMD EPYC.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,10 +55,14 @@ def one_token_products(x: Tensor) -> Iterator[None]:
     Args:
         x: what the maps of the block will get the like of.
     """
-    with ExitStack() as stack:
-        if _is_one_token(x):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+    # Not its ``flags``, which set more than this and warn of it.
+    backend: Any = torch.backends.mkldnn
+    before = backend.enabled
+    try:
+        backend.enabled = before and not _is_one_token(x)
         yield
+    finally:
+        backend.enabled = before
 
 
 def _is_one_token(x: Tensor) -> bool:
