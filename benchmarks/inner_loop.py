@@ -39,7 +39,8 @@ CASES: dict[str, Sizes] = {
 }
 TINY = {"tiny": {**SHAPES["tiny"].loop(), "head_dim": 64, "width": 64}}
 NOTE = (
-    "20 H d h FLOPs a token, three times as many with the backward pass. Median (fastest–slowest)."
+    "20 H d h FLOPs a token, three times as many with the backward pass. Median (fastest–slowest). "
+    "Its products alone: the ten batched products of a chunk with nothing between them."
 )
 
 
@@ -90,6 +91,33 @@ def time_loop(
     return one, timed(both, 5, 1, device)
 
 
+def time_products(
+    sizes: Sizes, rows: int, tokens: int, chunk: int, dtype: torch.dtype, device: torch.device
+) -> Timing:
+    """The ten products of the forward pass, chunk by chunk, with nothing between them: what the
+    inner loop could reach if all else cost nothing."""
+    d, h, units = sizes["head_dim"], sizes["width"], rows * sizes["heads"]
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(units, *size, device=device, dtype=dtype)
+
+    x, hidden, into, out = normal(chunk, d), normal(chunk, h), normal(h, d), normal(d, h)
+
+    def work() -> None:
+        for _ in range(tokens // chunk):
+            for _ in range(4):  # gate and up, of queries and keys
+                x @ into.mT
+            for _ in range(2):  # down
+                hidden @ out.mT
+            x @ out  # back through down
+            for _ in range(2):  # what gate and up are changed by, and down
+                hidden.mT @ x
+            x.mT @ hidden
+
+    with torch.no_grad():
+        return timed(work, 7, 2, device)
+
+
 def loop_rows(
     cases: dict[str, Sizes],
     tokens: int,
@@ -117,6 +145,7 @@ def loop_rows(
                 rate = max(rate, matrix_rate(dtype, device, rate_size))
                 flops = 20 * batch * length * sizes["heads"] * sizes["head_dim"] * sizes["width"]
                 shares = flops / one.median / rate, 3 * flops / both.median / rate
+                alone = flops / time_products(sizes, batch, length, chunk, dtype, device).median
                 row = {
                     "shape": name,
                     "dtype": precision,
@@ -124,6 +153,7 @@ def loop_rows(
                     "tokens": length,
                     "chunk": chunk,
                     "matrix rate (GFLOP/s)": rate / 1e9,
+                    "its products alone, of it": f"{alone / rate:.1%}",
                     "inner loop (ms)": one.times(1e3),
                     "of the matrix rate": f"{shares[0]:.1%}",
                     "with backward (ms)": both.times(1e3),
