@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from allmem.memory import kernels
-from allmem.memory.network import Factors, MemoryNetwork, Scales
+from allmem.memory.network import Factors, MemoryNetwork, Scales, as_sums
 from allmem.memory.state import FastWeights
 
 __all__ = ["read_and_sum", "read_only"]
@@ -252,7 +252,7 @@ def _add_products(totals: FastWeights, factors: Mapping[str, list[Factors]]) -> 
 def _add_product(total: Tensor, pair: Factors) -> None:
     """total += sum over tokens."""
     left, right = pair
-    if left.shape[1] == 1:
+    if as_sums(left.shape[1]):
         total.addcmul_(left.mT, right)
     elif left.dtype == total.dtype:
         # Not ``baddbmm_``, whose products torch's counter does not see.

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from allmem.memory.state import FastWeights
 
-__all__ = ["Factors", "MemoryNetwork", "Scales", "StepGradients"]
+__all__ = ["Factors", "MemoryNetwork", "Scales", "StepGradients", "as_sums"]
 
 Scales = Mapping[str, Tensor]
 """Row scales [B, out, 1] that turn stored weights into normalised ones: F' = scale * F. A matrix
@@ -56,7 +56,7 @@ class StepGradients:
 def _forward(q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """F q and F k for every token: [B, N, in] to [B, N, out]."""
     tokens = q.shape[1]
-    if _as_sums(tokens):
+    if as_sums(tokens):
         # One pass over the weights, which compiled code shares with the norms of their rows.
         return (q[:, :, None] * weight[:, None]).sum(-1), (k[:, :, None] * weight[:, None]).sum(-1)
     if tokens > FEW:
@@ -65,7 +65,7 @@ def _forward(q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return both[:, :tokens], both[:, tokens:]
 
 
-def _as_sums(tokens: int) -> bool:
+def as_sums(tokens: int) -> bool:
     """Whether products are better written as sums: of one token, in compiled code, which fuses
     them."""
     return tokens == 1 and torch.compiler.is_compiling()
@@ -128,7 +128,7 @@ class MemoryNetwork:
         y, of_k = _forward(F.silu(a_q).mul_(b_q), hidden, weights["down"])
         error = self._error(k, _scaled(of_k, scales, "down"), v)
         back = error * scales["down"].mT if "down" in scales else error
-        if _as_sums(back.shape[1]):
+        if as_sums(back.shape[1]):
             delta = (back[..., None] * weights["down"][:, None]).sum(-2)
         else:
             delta = back @ weights["down"]

@@ -229,10 +229,14 @@ class MixerConformance(Trial):
             return
         x = self._inputs(2, 26)
         with torch.no_grad():
-            layout = Layout.ragged(torch.zeros_like(start), start, CPU)
-            _, state = mixer(x[:, : layout.slots], self._start(mixer, 2), layout)
+            # Rows of which different numbers of tokens were read, each alone.
+            states = [self._read(mixer, x[r : r + 1, :n])[1] for r, n in enumerate(start.tolist())]
+            names = states[0].tensors()
+            state = states[0].with_tensors(
+                {name: torch.cat([s.tensors()[name] for s in states]) for name in names}
+            )
             twin = state.clone()
-            for token in x[:, layout.slots :].split(1, 1):
+            for token in x[:, int(start.max()) :].split(1, 1):
                 self.example = f"a token after {start.tolist()}"
                 closing = periods_that_end(periods, start)
                 y, state = mixer(token, state, TokenLayout.next_of(start, closing=closing))
