@@ -245,9 +245,9 @@ class MixerConformance(Trial):
                 start = start + 1
             self.example = "a number of a tensor was read on the way"
             for closing in {frozenset[int](), periods}:
-                fork = state.clone()
+                fork, layout = state.clone(), TokenLayout.next_of(start, closing=closing)
                 with FakeTensorMode(allow_non_fake_inputs=True):
-                    mixer(x[:, :1], fork, TokenLayout.next_of(start, closing=closing))
+                    mixer(x[:, :1], fork, layout)
 
     def test_state_bytes_are_what_the_closed_form_says(self) -> None:
         mixer = self._mixer()
