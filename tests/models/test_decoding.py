@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.exc import InvalidCxxCompiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from allmem import AllMemError
@@ -291,6 +292,23 @@ def test_training_and_prompts_are_left_alone(
         model(input_ids=text(1, 1), past_key_values=cache, use_cache=True)  # with gradients
         with torch.no_grad():
             model(input_ids=text(1, 1), full_attention=True)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_compiler(
+    wrapped: bool, model: AllMemForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_it(*_: Any) -> Any:
+        try:
+            raise InvalidCxxCompiler
+        except InvalidCxxCompiler as error:
+            if wrapped:
+                raise RuntimeError("the backend failed") from error
+            raise
+
+    monkeypatch.setattr(compiled, "_compiled", lambda *_: compile_it)
+    with pytest.raises(AllMemError, match=r"needs a C\+\+ compiler on a CPU.*install g\+\+"):
+        tokens(model, "compiled", read(model, text(1, 9)), text(1, 1))
 
 
 def test_a_graph_without_a_gpu(model: AllMemForCausalLM) -> None:
