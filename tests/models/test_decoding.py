@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from itertools import product
-from types import FunctionType
 from typing import Any
 
 import pytest
@@ -49,23 +48,11 @@ def model() -> AllMemForCausalLM:
     return model_of()
 
 
-@cache
-def _traced(kind: str, *_: Any) -> Callable[..., Any]:
-    """As ``compiled._compiled``, but for the code that inductor would write."""
-    code = compiled._mix.__code__.replace(co_name=f"traced_{kind}")
-    options = {"guard_filter_fn": compiled._of_the_call}
-    return torch.compile(
-        FunctionType(code, vars(compiled)),
-        fullgraph=True,
-        dynamic=False,
-        backend="eager",
-        options=options,
-    )
-
-
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_compiled", _traced)
+    """What is compiled, without the code that inductor would write."""
+    traced = partial(compiled._compiled, backend="eager")
+    monkeypatch.setattr(compiled, "_compiled", traced)
 
 
 class Captures:

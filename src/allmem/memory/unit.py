@@ -178,6 +178,7 @@ class MemoryUnit(nn.Module):
             shared: as ``MemoryState.begin`` has it.
         """
         tails = self.convolutions.begin(rows, dtype) if self.config.conv else {}
+        # Of the items: torch's compiler takes a ParameterDict itself for a list of pairs.
         initial, momentum = dict(self.initial.items()), self.config.momentum
         return UnitState(MemoryState.begin(initial, rows, momentum, shared=shared), tails)
 

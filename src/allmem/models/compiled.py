@@ -63,12 +63,13 @@ def compiling() -> Iterator[None]:
     Raises:
         AllMemError: if there is no compiler.
     """
-    from torch._inductor.exc import InvalidCxxCompiler
-
     try:
         with torch._dynamo.config.patch(recompile_limit=VARIANTS):
             yield
     except Exception as error:
+        # Here, since a step that succeeds has no use for it.
+        from torch._inductor.exc import InvalidCxxCompiler
+
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, InvalidCxxCompiler):
             cause = getattr(cause, "inner_exception", None) or cause.__cause__
@@ -108,17 +109,16 @@ def _told(value: object) -> str:
 
 
 @cache
-def _compiled(kind: str, *_: Hashable) -> Callable[..., tuple[Tensor, LayerState]]:
+def _compiled(
+    kind: str, *_: Hashable, backend: str = "inductor"
+) -> Callable[..., tuple[Tensor, LayerState]]:
     # Torch keeps compiled code with the code that it was made of: each kind has a copy of its own.
     code = _mix.__code__.replace(co_name=f"mix_{kind}")
-    return _compile(FunctionType(code, _mix.__globals__))
-
-
-def _compile(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, LayerState]]:
     return torch.compile(
-        function,
+        FunctionType(code, _mix.__globals__),
         fullgraph=True,
         dynamic=False,
+        backend=backend,
         options={"guard_filter_fn": _of_the_call},
     )
 

@@ -118,17 +118,26 @@ def one_token_call(
     model: AllMemForCausalLM, layout: Layout, states: list[LayerState], how: frozenset[str]
 ) -> Call:
     """The call that ``layout`` describes, without a decision on the CPU."""
-    periods = _periods(model, layout)
-    start = layout.start.to(layout.device)
-    closing = periods_that_end(periods, layout.start)
-    token = TokenLayout.next_of(start, layout.window, layout.chunk, closing)
+    closing = periods_that_end(_periods(model, layout), layout.start)
     if not torch.is_inference_mode_enabled():
         # What was born in an inference mode may not be written outside of it.
         states = [
             state.clone() if any(t.is_inference() for t in state.tensors().values()) else state
             for state in states
         ]
-    return Call(token, states, mix=compiled_mix if "compiled" in how else None)
+    return _call(layout.start.to(layout.device), layout, closing, states, how)
+
+
+def _call(
+    start: Tensor,
+    like: Layout,
+    closing: frozenset[int],
+    states: list[LayerState],
+    how: frozenset[str],
+) -> Call:
+    """The next token of rows of which ``start`` [R] were read, with ``like``'s window and chunk."""
+    layout = TokenLayout.next_of(start, like.window, like.chunk, closing)
+    return Call(layout, states, mix=compiled_mix if "compiled" in how else None)
 
 
 def _periods(model: AllMemForCausalLM, layout: Layout) -> frozenset[int]:
@@ -189,8 +198,7 @@ class GraphedDecoder:
         return logits.clone()
 
     def _run(self, states: list[LayerState], closing: frozenset[int]) -> Tensor:
-        layout = TokenLayout.next_of(self.start, self.like.window, self.like.chunk, closing)
-        call = Call(layout, states, mix=compiled_mix if "compiled" in self.how else None)
+        call = _call(self.start, self.like, closing, states, self.how)
         output = self.model.base(
             input_ids=self.ids, use_cache=False, logits_to_keep=1, allmem_call=call
         )
