@@ -17,7 +17,7 @@ from torch import Tensor
 
 from allmem.errors import AllMemError
 
-__all__ = ["State", "may_write"]
+__all__ = ["State", "may_write", "write_into"]
 
 
 class State:
@@ -101,3 +101,14 @@ def may_write(tensor: Tensor) -> bool:
     # A compiled step is given states that are its own.
     compiling = torch.compiler.is_compiling()
     return compiling or torch.is_inference_mode_enabled() or not tensor.is_inference()
+
+
+def write_into(state: State, after: State) -> None:
+    """Bring ``state`` to the values of ``after``, of which some may lie in its own tensors."""
+    mine, other = state.tensors(), after.tensors()
+    own = {t.data_ptr() for t in mine.values()}
+    moved = {name: t for name, t in other.items() if t.data_ptr() != mine[name].data_ptr()}
+    # What lies in another one's place must be read before that is written.
+    moved = {name: t.clone() if t.data_ptr() in own else t for name, t in moved.items()}
+    for name, t in moved.items():
+        mine[name].copy_(t)

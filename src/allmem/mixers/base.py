@@ -51,7 +51,8 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> State:
-        """The state of ``rows`` sequences before their first token.
+        """The state of ``rows`` sequences before their first token. No tensor of it shares memory
+        with a weight or with another, since whoever keeps a state may write into it.
 
         Args:
             dtype: of the hidden states to come.

@@ -181,6 +181,22 @@ class MixerConformance(Trial):
         self.example = example
         self._same(y, expected.repeat_interleave(2, 0))
 
+    def test_a_state_before_the_first_token_is_its_own(self) -> None:
+        mixer = self._mixer()
+        for rows in (1, 2):
+            x = self._inputs(rows, 17)
+            with torch.no_grad():
+                expected, _ = self._read(mixer, x)
+                tensors = self._start(mixer, rows).tensors()
+                for value, tensor in enumerate(tensors.values(), 1):
+                    tensor.fill_(value)
+                self.example = f"init_state of {rows} rows, each tensor overwritten"
+                for value, (name, tensor) in enumerate(tensors.items(), 1):
+                    if not bool((tensor == value).all()):
+                        raise ConformanceError(f"{self.example}: {name} shares another's memory")
+                again, _ = self._read(mixer, x)
+            self._same(again, expected)
+
     def test_forks_are_independent_and_bit_identical(self) -> None:
         mixer = self._mixer()
         x = self._inputs(2, 31)

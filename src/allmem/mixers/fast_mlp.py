@@ -31,10 +31,13 @@ __all__ = ["FastMLP", "Gradients", "first_weights", "zeros_like"]
 
 
 def first_weights(initial: Mapping[str, Tensor], rows: int, dtype: torch.dtype) -> FastWeights:
-    """The learned starts [H, out, in] for every row, in the accumulation dtype of ``dtype``;
-    gradients flow back into them."""
+    """The learned starts [H, out, in] for every row, in the accumulation dtype of ``dtype``: copies
+    to be written in place, through which gradients flow back."""
     wide = accumulation_dtype(dtype)
-    return {name: w.to(wide).expand(rows, *w.shape).contiguous() for name, w in initial.items()}
+    return {
+        name: w.to(wide).expand(rows, *w.shape).clone(memory_format=torch.contiguous_format)
+        for name, w in initial.items()
+    }
 
 
 def zeros_like(weights: FastWeights) -> FastWeights:

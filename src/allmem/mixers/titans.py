@@ -123,8 +123,8 @@ class TitansMixer(HeadMixer[TitansState]):
             weight.normal_(std=weight.shape[-1] ** -0.5)
 
     def begin(self, rows: int, dtype: torch.dtype, device: torch.device) -> TitansState:
-        weights = first_weights(dict(self.initial), rows, dtype)
-        return TitansState(TitansMemory(weights, zeros_like(weights), dict(weights)))
+        weights, opened = (first_weights(dict(self.initial), rows, dtype) for _ in range(2))
+        return TitansState(TitansMemory(weights, zeros_like(weights), opened))
 
     def periods(self, layout: Layout) -> frozenset[int]:
         return frozenset((self.options.mini_batch,))
@@ -161,7 +161,8 @@ class TitansMixer(HeadMixer[TitansState]):
     def carried(self, old: TitansState, new: TitansState) -> TitansState:
         """Weights and momentum; the mini-batch begins anew."""
         weights = old.memory.weights
-        return TitansState(TitansMemory(weights, old.memory.momentum, dict(weights)))
+        opened = {name: w.clone() for name, w in weights.items()}
+        return TitansState(TitansMemory(weights, old.memory.momentum, opened))
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         fast = sum(w.numel() for w in self.initial.values())

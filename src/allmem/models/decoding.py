@@ -28,6 +28,7 @@ from allmem.layout import Layout
 from allmem.mixers.layer import LayerMixer, LayerState
 from allmem.models.compiled import compiled_mix
 from allmem.models.layer import Call
+from allmem.state import write_into
 from allmem.switch import Switch
 from allmem.token_layout import TokenLayout, periods_that_end
 
@@ -182,7 +183,7 @@ class GraphedDecoder:
         if [_shapes(state) for state in states] != [_shapes(state) for state in self.states]:
             return False
         for mine, other in zip(self.states, states, strict=True):
-            _write_into(mine, other)
+            write_into(mine, other)
         return True
 
     def step(self, ids: Tensor, layout: Layout) -> Tensor:
@@ -203,7 +204,7 @@ class GraphedDecoder:
             input_ids=self.ids, use_cache=False, logits_to_keep=1, allmem_call=call
         )
         for mine, after in zip(states, call.take_states(), strict=True):
-            _write_into(mine, after)
+            write_into(mine, after)
         logits: Tensor = output.logits
         return logits
 
@@ -226,14 +227,3 @@ def capture(
 
 def _shapes(state: LayerState) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in state.tensors().items()}
-
-
-def _write_into(state: LayerState, after: LayerState) -> None:
-    """Bring ``state`` to the values of ``after``, of which some may lie in its own tensors."""
-    mine, other = state.tensors(), after.tensors()
-    own = {t.data_ptr() for t in mine.values()}
-    moved = {name: t for name, t in other.items() if t.data_ptr() != mine[name].data_ptr()}
-    # What lies in another one's place must be read before that is written.
-    moved = {name: t.clone() if t.data_ptr() in own else t for name, t in moved.items()}
-    for name, t in moved.items():
-        mine[name].copy_(t)

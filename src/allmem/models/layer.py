@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,12 +34,36 @@ from allmem.models.structure import (
 SEED_STRIDE = 1_000_003
 """Keeps the generators of layers and seeds apart."""
 
-__all__ = ["Call", "MixedAttention", "Observer", "mixer_around", "route_attention"]
+__all__ = [
+    "Call",
+    "LayerCall",
+    "Mix",
+    "MixedAttention",
+    "Observer",
+    "mixer_around",
+    "route_attention",
+]
+
+
+class LayerCall(Protocol):
+    """One forward call on its way through the decoder layers."""
+
+    def read(
+        self,
+        mixed: MixedAttention,
+        hidden_states: Tensor,
+        table: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """What a layer's mixing makes of its hidden states; the same shape.
+
+        Args:
+            table: cos and sin of the base model, of the slots of the hidden states.
+        """
 
 
 @dataclass
 class Call:
-    """One forward call on its way through the decoder layers."""
+    """A call that reads rows of a grid, with the states of all layers."""
 
     layout: Layout
     before: Sequence[LayerState] | None
@@ -56,6 +80,33 @@ class Call:
         since that would tie the graph of the second reading to the call, and the call to it."""
         if self.after is not None:
             self.after[layer] = state
+
+    def read(
+        self,
+        mixed: MixedAttention,
+        hidden_states: Tensor,
+        table: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """As ``LayerCall`` has it; hidden states of the grid, [B, T, D]."""
+        layout = self.layout
+        x = layout.gather(hidden_states)
+        if self.full_attention:
+            assert table is not None
+            cos, sin = (layout.gather(t.expand(len(hidden_states), -1, -1)) for t in table)
+            y = mixed.teacher(x, layout, (cos, sin))
+            if self.observe is not None:
+                self.observe(mixed, x, y, layout)
+        else:
+            if self.before is None:
+                # Here and not before the call: a layer's weights may be elsewhere until its turn
+                # (another device, another process's shard).
+                before = mixed.state_before(x.shape[0], x.dtype, x.device, layout)
+            else:
+                before = self.before[mixed.layer]
+            mix = self.mix or LayerMixer.forward
+            y, after = mix(mixed, x, before, layout)
+            self.leave(mixed.layer, after)
+        return layout.scatter(y)
 
     def take_states(self) -> list[LayerState]:
         """What the call left behind, one per layer; once."""
@@ -80,35 +131,15 @@ class MixedAttention(LayerMixer):
         """As ``LayerMixer.forward`` if given a state, else as transformers calls ``self_attn``."""
         if args or "state" in kwargs:
             return super().forward(hidden_states, *args, **kwargs)
-        call: Call | None = kwargs.get("allmem_call")
+        call: LayerCall | None = kwargs.get("allmem_call")
         if call is None:
             raise AllMemError(
                 "the base model inside an AllMemForCausalLM was called by itself; call the "
                 "AllMemForCausalLM (with full_attention=True for the original model's function)"
             )
-        layout = call.layout
-        x = layout.gather(hidden_states)
-        if call.full_attention:
-            table = [
-                layout.gather(part.expand(len(hidden_states), -1, -1))
-                for part in kwargs["position_embeddings"]
-            ]
-            y = self._teacher(x, layout, (table[0], table[1]))
-            if call.observe is not None:
-                call.observe(self, x, y, layout)
-        else:
-            if call.before is None:
-                # Here and not before the call: a layer's weights may be elsewhere until its turn
-                # (another device, another process's shard).
-                before = self.state_before(x.shape[0], x.dtype, x.device, layout)
-            else:
-                before = call.before[self.layer]
-            mix = call.mix or LayerMixer.forward
-            y, after = mix(self, x, before, layout)
-            call.leave(self.layer, after)
-        return layout.scatter(y), None
+        return call.read(self, hidden_states, kwargs.get("position_embeddings")), None
 
-    def _teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:
+    def teacher(self, x: Tensor, layout: Layout, table: tuple[Tensor, Tensor]) -> Tensor:
         """What this layer computed before conversion: its own attention and no memory.
 
         Args:

@@ -1,0 +1,125 @@
+"""What an engine is to the server: token ids in, chosen tokens out, for many requests at once.
+
+It knows neither text nor HTTP. The server turns messages into token ids and tokens into text, ends
+an answer at a stop string by closing its stream, and keeps track of time; an engine decides which
+requests are read together, and frees what a request held as soon as its stream is closed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from allmem.errors import AllMemError
+from allmem.serving.sampling import SamplingParams
+
+__all__ = [
+    "Engine",
+    "EngineLoad",
+    "EngineStopped",
+    "GeneratedToken",
+    "GenerationRequest",
+    "QueueFull",
+]
+
+
+class QueueFull(AllMemError):  # noqa: N818 (as asyncio names its own)
+    """As many requests wait as may."""
+
+
+class EngineStopped(AllMemError):  # noqa: N818 (a state more than an error)
+    """The engine is shutting down, or has failed, and takes no more requests."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One sequence to be continued.
+
+    Raises:
+        AllMemError: if there is nothing to read, or nothing to write.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: frozenset[int] = frozenset()
+    """Tokens that end the answer."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to tell beside each chosen one; ``None`` for no
+    log-probabilities at all."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise AllMemError("there is nothing to read: the prompt has no tokens")
+        if self.max_tokens < 1:
+            raise AllMemError(f"max_tokens = {self.max_tokens} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One token of an answer."""
+
+    id: int
+    finish: Literal["stop", "length"] | None = None
+    """Why the answer ends with this token, if it does: it is one of ``stop``, or the last that was
+    asked for."""
+    logprob: float | None = None
+    """Of the model's own distribution, before any sampling option."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, best first."""
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What an engine is doing."""
+
+    running: int = 0
+    """Requests that hold a state."""
+    waiting: int = 0
+    """Requests that wait for one."""
+    slots: int = 0
+    """Requests that can run at once."""
+    state_bytes: int = 0
+    """Held for the states of all slots, on the computing device."""
+    prompt_tokens: int = 0
+    """Read since the start."""
+    generated_tokens: int = 0
+    """Written since the start."""
+
+
+class Engine(ABC):
+    """Continues many sequences at once."""
+
+    name: str
+    """As the server's logs and metrics call it."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Make ready, in the event loop that will call ``generate``."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End every request with ``EngineStopped`` and give everything back; safe to call twice."""
+
+    @abstractmethod
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
+        """The tokens of an answer as they are chosen; the last one says why it is the last.
+
+        Closing the stream early cancels the request and frees its state.
+
+        Raises:
+            QueueFull: with the first token asked for, if too many requests wait already.
+            EngineStopped: if the engine takes no requests any more, or failed on the way.
+            AllMemError: if the request names a token that the model does not have.
+        """
+
+    @abstractmethod
+    def load(self) -> EngineLoad:
+        """What the engine is doing now; cheap."""
+
+    @property
+    @abstractmethod
+    def max_prompt_tokens(self) -> int | None:
+        """The longest prompt that it can read; ``None`` for no limit."""

@@ -1,0 +1,141 @@
+"""How one request chooses its tokens: the options of OpenAI's protocol, and those that vLLM and
+others add to it.
+
+The order is vLLM's: bias, penalties, temperature, min-p, top-k, top-p.
+
+Letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from allmem.errors import AllMemError
+
+__all__ = ["Sampler", "SamplingParams"]
+
+LIMIT_OF_PENALTIES = 2.0
+"""Of presence and frequency penalties, to both sides, as in OpenAI's API."""
+LIMIT_OF_BIAS = 100.0
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling options; the defaults change nothing.
+
+    Raises:
+        AllMemError: on a value outside its range.
+    """
+
+    temperature: float = 1.0
+    """0 for the likeliest token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 for no limit."""
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    """Off the logits of tokens that the answer holds."""
+    frequency_penalty: float = 0.0
+    """Off the logits of tokens, for every time that the answer holds them."""
+    repetition_penalty: float = 1.0
+    """By which logits of tokens in prompt and answer are divided, or multiplied where negative."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise AllMemError(
+                f"temperature = {self.temperature} must be 0 (the likeliest token) or more"
+            )
+        if not 0 < self.top_p <= 1:
+            raise AllMemError(f"top_p = {self.top_p} must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise AllMemError(f"top_k = {self.top_k} must be 0 (no limit) or more")
+        if not 0 <= self.min_p <= 1:
+            raise AllMemError(f"min_p = {self.min_p} must be between 0 and 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise AllMemError(f"repetition_penalty = {self.repetition_penalty} must be above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if not abs(value) <= LIMIT_OF_PENALTIES:
+                raise AllMemError(f"{name} = {value} must be between -2 and 2")
+        for token, bias in self.logit_bias.items():
+            if not abs(bias) <= LIMIT_OF_BIAS:
+                raise AllMemError(f"logit_bias of token {token} = {bias} must be within 100 of 0")
+
+
+class Sampler:
+    """Chooses the tokens of one answer, with a random state of its own.
+
+    Args:
+        params: how.
+        prompt: what the repetition penalty looks at beside the answer.
+        device: of the logits.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
+        self.params = params
+        self.counts: Counter[int] = Counter()
+        self.seen = set(prompt) if params.repetition_penalty != 1 else set()
+        self.warpers = LogitsProcessorList()
+        if params.temperature == 0:
+            return
+        if params.temperature != 1:
+            self.warpers.append(TemperatureLogitsWarper(params.temperature))
+        if params.min_p:
+            self.warpers.append(MinPLogitsWarper(params.min_p))
+        if params.top_k:
+            self.warpers.append(TopKLogitsWarper(params.top_k))
+        if params.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(params.top_p))
+        self.generator = torch.Generator(device)
+        if params.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(params.seed)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, by logits [V] in fp32, which stay as they are."""
+        logits = self._penalised(logits)
+        if self.params.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            no_ids = torch.empty(1, 0, dtype=torch.int64, device=logits.device)
+            chances = self.warpers(no_ids, logits[None]).softmax(-1)  # [1, V]
+            token = int(torch.multinomial(chances, 1, generator=self.generator))
+        self.counts[token] += 1
+        if self.params.repetition_penalty != 1:
+            self.seen.add(token)
+        return token
+
+    def _penalised(self, logits: Tensor) -> Tensor:
+        params = self.params
+        penalises = params.presence_penalty or params.frequency_penalty
+        if not (params.logit_bias or self.seen or (penalises and self.counts)):
+            return logits
+        logits = logits.clone()
+        device = logits.device
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=device)
+            logits[ids] += torch.tensor(list(params.logit_bias.values()), device=device)
+        if self.seen:
+            ids = torch.tensor(sorted(self.seen), device=device)
+            old, by = logits[ids], params.repetition_penalty
+            logits[ids] = torch.where(old > 0, old / by, old * by)
+        if penalises and self.counts:
+            ids = torch.tensor(list(self.counts), device=device)
+            times = torch.tensor(list(self.counts.values()), device=device, dtype=logits.dtype)
+            logits[ids] -= params.presence_penalty + params.frequency_penalty * times
+        return logits
