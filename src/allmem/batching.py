@@ -23,7 +23,7 @@ from transformers import (
 
 from allmem.reading import Sampling
 
-__all__ = ["GumbelNoise", "left_padded", "random_states", "sampling_steps"]
+__all__ = ["GumbelNoise", "left_padded", "own_seed", "random_states", "sampling_steps"]
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,12 @@ def random_states(
         sampling: its seed decides everything that is drawn.
         numbers: of the prompts.
     """
-    drawn = [random.Random(f"{sampling.seed} response {n}").getrandbits(63) for n in numbers]
-    return [torch.Generator(device).manual_seed(seed) for seed in drawn]
+    return [torch.Generator(device).manual_seed(own_seed(sampling, n)) for n in numbers]
+
+
+def own_seed(sampling: Sampling, number: int) -> int:
+    """Of the prompt of that number: what it draws does not depend on the others."""
+    return random.Random(f"{sampling.seed} response {number}").getrandbits(63)
 
 
 def sampling_steps(sampling: Sampling, states: Sequence[torch.Generator]) -> LogitsProcessorList:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 RECOMMENDED = "the model's recommendation"
+
+
+class EngineName(StrEnum):
+    """See ``allmem.serving.responding.ENGINES``."""
+
+    auto = "auto"
+    generate = "generate"
+    vllm = "vllm"
 
 
 @dataclass
@@ -76,6 +85,10 @@ def command(
     batch: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Prompts answered together.")
     ] = 8,
+    engine: Annotated[
+        EngineName,
+        typer.Option("--engine", help="What answers; auto is vLLM where it is installed."),
+    ] = EngineName.auto,
     thinking: Thinking = False,
     verbose: Verbose = False,
 ) -> None:
@@ -93,6 +106,7 @@ def command(
         from allmem.distill.collect import collect
         from allmem.distill.prompts import read_prompts
         from allmem.reading import recommended_sampling
+        from allmem.serving.responding import responding
 
         for file in prompts:
             # Before minutes of loading rather than after.
@@ -111,14 +125,20 @@ def command(
         )
     for reason, number in asked.skipped.items():
         error_console().print(f"skipped: {reason} {count(number)}", markup=False)
-    with progress(_describe, lambda now: now.done / now.total) as on_batch:
+    with (
+        responding(
+            str(engine), opened, asked.end, how, max_new_tokens=max_new_tokens, slots=batch
+        ) as (respond, together),
+        progress(_describe, lambda now: now.done / now.total) as on_batch,
+    ):
         result = collect(
             opened,
             asked,
             output,
             how,
             max_new_tokens=max_new_tokens,
-            batch=batch,
+            batch=together,
+            engine=respond,
             source=model,
             adapter=opening.adapter,
             on_batch=on_batch,

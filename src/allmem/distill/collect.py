@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from allmem.distill.prompts import Prompts
 from allmem.distill.responder import MAX_NEW_TOKENS, Responder
@@ -25,13 +25,23 @@ from allmem.opening import OpenedModel
 from allmem.reading import Sampling
 from allmem.schema import check_positive
 
-__all__ = ["Collected", "collect"]
+__all__ = ["Collected", "Respond", "collect"]
 
 SORTED = 256
 """Prompts that are put in order of their length before they are cut into batches, so that a batch
 holds little padding."""
 TOLD = ("source", "adapter", "prompts.skipped")
 """What a header says to people; a resumed collection need not agree on it."""
+
+
+class Respond(Protocol):
+    """Answers prompts, as ``Responder`` does."""
+
+    name: str
+    """Of what answers, for the file's header."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Response]:
+        """See ``Responder``."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ def collect(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch: int = 8,
+    engine: Respond | None = None,
     source: str = "",
     adapter: str | None = None,
     on_batch: Callable[[Collected], None] | None = None,
@@ -71,6 +82,7 @@ def collect(
         sampling: with a seed (``recommended_sampling``).
         max_new_tokens: longest response.
         batch: prompts that are answered together; changes nothing but the rounding.
+        engine: what answers in place of ``Responder``, with the same student, sampling and limit.
         source, adapter: names for the file's header.
         on_batch: called after every batch.
 
@@ -82,6 +94,10 @@ def collect(
     responder = Responder(opened, prompts.end, sampling, max_new_tokens)
     path = Path(path)
     header = _header(responder, prompts) | {"source": source, "adapter": adapter}
+    if engine is not None:
+        # Another engine draws other random numbers.
+        header["engine"] = engine.name
+    respond = engine or responder
     begin(path, header)
     order = _order(prompts)
     found, end = _found(path, header, order, batch)
@@ -96,7 +112,7 @@ def collect(
         for first in range(len(found), len(order), batch):
             numbers = order[first : first + batch]
             asked = [prompts.listed[i] for i in numbers]
-            responses = responder([prompt.ids for prompt in asked], numbers)
+            responses = respond([prompt.ids for prompt in asked], numbers)
             pen.write(
                 {
                     "number": number,
