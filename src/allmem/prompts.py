@@ -11,7 +11,9 @@ It knows tokenizers, not models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from allmem.errors import AllMemError, first_line
 
 __all__ = [
     "ChatPrompts",
+    "ConversationPrompt",
     "DocumentPrompt",
     "check_question",
     "plain_ids",
@@ -27,6 +30,12 @@ __all__ = [
 ]
 
 _DOCUMENT, _QUESTION, _ANSWER, _SYSTEM = (f"ALLMEM-{i}-PLACE" for i in range(4))
+
+PLACE = re.compile("ALLMEM-([0-9]+)-PLACE")
+NOT_SHOWN = (
+    "the tokenizer's chat template does not show every message as it is; give a prompt of your own "
+    "(`allmem generate`, /v1/completions)"
+)
 
 BETWEEN = "\n\n"
 """What stands between a document and the question about it."""
@@ -55,11 +64,21 @@ def _control_ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) -> str:
+def _render(
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    options: Mapping[str, Any],
+    *,
+    answer: bool = True,
+) -> str:
+    """A conversation by the template, with the beginning of an answer or without.
+
+    Args:
+        options: for the template; what it does not know, such as `enable_thinking`, it ignores.
+    """
     try:
-        # Templates that know no `enable_thinking` ignore it.
         return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            messages, tokenize=False, add_generation_prompt=answer, **options
         )
     except Exception as error:
         # Templates raise errors of their own (jinja2's) for roles and orders that they refuse.
@@ -74,12 +93,17 @@ def _cut(text: str, places: Sequence[str]) -> list[str]:
     for place in places:
         before, found, text = text.partition(place)
         if not found:
-            raise AllMemError(
-                "the tokenizer's chat template does not show every message as it is; "
-                "use `allmem generate` with a prompt of your own"
-            )
+            raise AllMemError(NOT_SHOWN)
         pieces.append(before)
     return [*pieces, text]
+
+
+def _check_template(tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise AllMemError(
+            "the tokenizer has no chat template, so the model was not trained to chat; let it "
+            "continue a text (`allmem generate`, /v1/completions), or use its instruct version"
+        )
 
 
 def check_question(text: str) -> None:
@@ -112,7 +136,8 @@ class DocumentPrompt:
 
     def _pieces(self) -> list[str]:
         message = {"role": "user", "content": _DOCUMENT + BETWEEN + _QUESTION}
-        return _cut(_render(self.tokenizer, [message], self.thinking), [_DOCUMENT, _QUESTION])
+        rendered = _render(self.tokenizer, [message], {"enable_thinking": self.thinking})
+        return _cut(rendered, [_DOCUMENT, _QUESTION])
 
     def document(self, text: str) -> list[int]:
         """Tokens up to the end of the document."""
@@ -149,11 +174,7 @@ class ChatPrompts:
     thinking: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.chat_template:
-            raise AllMemError(
-                "the tokenizer has no chat template, so the model was not trained to chat; "
-                "use `allmem generate`, or the model's instruct version"
-            )
+        _check_template(self.tokenizer)
 
     def _beginning(self) -> list[dict[str, str]]:
         return [] if self.system is None else [{"role": "system", "content": _SYSTEM}]
@@ -161,7 +182,8 @@ class ChatPrompts:
     def first(self, text: str) -> list[int]:
         """Everything up to the first answer."""
         user = {"role": "user", "content": _QUESTION}
-        rendered = _render(self.tokenizer, [*self._beginning(), user], self.thinking)
+        messages = [*self._beginning(), user]
+        rendered = _render(self.tokenizer, messages, {"enable_thinking": self.thinking})
         if self.system is None:
             before, after = _cut(rendered, [_QUESTION])
             ids = _control_ids(self.tokenizer, before)
@@ -183,10 +205,108 @@ class ChatPrompts:
             {"role": "assistant", "content": _ANSWER},
             {"role": "user", "content": _QUESTION},
         ]
-        rendered = _render(self.tokenizer, messages, self.thinking)
+        rendered = _render(self.tokenizer, messages, {"enable_thinking": self.thinking})
         _, _, between, after = _cut(rendered, [_DOCUMENT, _ANSWER, _QUESTION])
         return [
             *_control_ids(self.tokenizer, between),
             *plain_ids(self.tokenizer, text),
             *_control_ids(self.tokenizer, after),
         ]
+
+
+THOUGHTS = re.compile("(</?think>)")
+"""Between these templates look for what an assistant thought, to leave it out of earlier turns."""
+
+MARKS = 8
+"""Looked for in one message."""
+
+LEFT, RIGHT = "\n ", "   \n\n\n"
+STRIPPED = (None, "\n", "")
+"""What a template strips from a message's ends: all space, line breaks, nothing. ``LEFT`` keeps 0,
+1, 2 characters of it, ``RIGHT`` 0, 3, 6: any sum of both tells each."""
+
+
+@dataclass(frozen=True)
+class ConversationPrompt:
+    """A whole conversation at once, as a server is sent it.
+
+    The template never sees what was said: it is rendered with placeholders, and once more with
+    space around them, which shows whether it strips messages.
+
+    Raises:
+        AllMemError: if the tokenizer has no chat template.
+    """
+
+    tokenizer: Any
+
+    def __post_init__(self) -> None:
+        _check_template(self.tokenizer)
+
+    def ids(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        answer: bool = True,
+        continued: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens of a conversation.
+
+        Args:
+            messages: roles and what they say.
+            answer: end with the beginning of an answer.
+            continued: end within the last message, for the model to go on with it.
+            options: for the template, such as ``enable_thinking``.
+
+        Raises:
+            AllMemError: if the template refuses the conversation, or if an option is none of it.
+        """
+        options = options or {}
+        own = inspect.signature(self.tokenizer.apply_chat_template).parameters
+        if taken := sorted(set(options) & set(own)):
+            raise AllMemError(f"{taken[0]!r} is not an option of the chat template; leave it out")
+        said, shown, spaced = _with_places(messages)
+        answer = answer and not continued
+        pieces, found = _cut_anywhere(_render(self.tokenizer, shown, options, answer=answer))
+        wide, again = _cut_anywhere(_render(self.tokenizer, spaced, options, answer=answer))
+        # A template may leave out thoughts, and nothing else.
+        needed = [place for place, (_, thought) in enumerate(said) if not thought]
+        if not (found == again == sorted(set(found)) and set(needed) <= set(found)):
+            raise AllMemError(NOT_SHOWN)
+        kept = [len(more) - len(bare) for more, bare in zip(wide, pieces, strict=True)]
+        ids = []
+        for i, place in enumerate(found):
+            text = said[place][0]
+            text = text.lstrip(STRIPPED[kept[i] % 3]).rstrip(STRIPPED[min(kept[i + 1] // 3, 2)])
+            ids += _control_ids(self.tokenizer, pieces[i]) + plain_ids(self.tokenizer, text)
+        return ids if continued else ids + _control_ids(self.tokenizer, pieces[-1])
+
+
+def _cut_anywhere(text: str) -> tuple[list[str], list[int]]:
+    """The pieces of a rendered template around its places, and which places these are."""
+    parts = PLACE.split(text)
+    return parts[::2], [int(number) for number in parts[1::2]]
+
+
+def _with_places(
+    messages: Sequence[tuple[str, str]],
+) -> tuple[list[tuple[str, bool]], list[dict[str, str]], list[dict[str, str]]]:
+    """Messages with placeholders for what they say.
+
+    Returns:
+        By the number of a place the text and whether it may be a thought; the messages; the
+        messages with space around the placeholders.
+    """
+    said: list[tuple[str, bool]] = []
+    shown, padded = [], []
+    for role, content in messages:
+        parts = THOUGHTS.split(content, MARKS) if role == "assistant" else [content]
+        spaced = list(parts)
+        # Every second part is one of the marks.
+        for i in range(0, len(parts), 2):
+            place = f"ALLMEM-{len(said)}-PLACE"
+            said.append((parts[i], i < len(parts) - 1))
+            parts[i], spaced[i] = place, LEFT + place + RIGHT
+        shown.append({"role": role, "content": "".join(parts)})
+        padded.append({"role": role, "content": "".join(spaced)})
+    return said, shown, padded

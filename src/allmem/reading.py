@@ -28,6 +28,7 @@ from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = [
+    "Detokenizer",
     "Progress",
     "Sampling",
     "pieces_of_text",
@@ -45,6 +46,10 @@ BLOCK = 512
 
 CONTEXT = 8
 """Tokens of a prompt that are decoded along with its continuation."""
+
+PENDING = 16
+"""Tokens after which text is shown although it ends within a character: bytes that never become
+one, and control tokens, would otherwise be decoded over and over."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +231,8 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
     return {token for token in found if token is not None}
 
 
-def pieces_of_text(
-    tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = ()
-) -> Iterator[str]:
-    """The text of a stream of tokens, as soon as it is certain.
+class Detokenizer:
+    """Turns a stream of tokens into text, as soon as it is certain.
 
     A token may be part of a character, and its text may depend on the tokens before it: both are
     decoded together and compared.
@@ -237,18 +240,49 @@ def pieces_of_text(
     Args:
         before: tokens of the text that these continue; a leading space is lost without them.
     """
-    ids = list(before)[-CONTEXT:]
-    shown, decoded = 0, len(ids)
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(before)[-CONTEXT:]
+        self._decoded = len(self._ids)
+
+    def push(self, token: int) -> str:
+        """What is certain now and was not before."""
+        self._ids.append(token)
+        new = self._new()
+        pending = len(self._ids) - self._decoded
+        if pending < PENDING and (not new or new.endswith("\ufffd")):
+            return ""
+        if new:
+            # The tokens just shown are the context of the next ones.
+            del self._ids[: self._decoded]
+            self._decoded = len(self._ids)
+        else:
+            # Control tokens, which are not shown.
+            del self._ids[self._decoded :]
+        return new
+
+    def rest(self) -> str:
+        """What is left at the end: the beginning of a character, or nothing."""
+        return self._new()
+
+    def _new(self) -> str:
+        known = self._decode(self._ids[: self._decoded])
+        return self._decode(self._ids)[len(known) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def pieces_of_text(
+    tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = ()
+) -> Iterator[str]:
+    """The text of a stream of tokens, piece by piece; arguments as for ``Detokenizer``."""
+    text = Detokenizer(tokenizer, before)
     for token in tokens:
-        ids.append(token)
-        known = tokenizer.decode(ids[shown:decoded], skip_special_tokens=True)
-        text = tokenizer.decode(ids[shown:], skip_special_tokens=True)
-        if len(text) > len(known) and not text.endswith("\ufffd"):
-            yield text[len(known) :]
-            shown, decoded = decoded, len(ids)
-    known = tokenizer.decode(ids[shown:decoded], skip_special_tokens=True)
-    rest = tokenizer.decode(ids[shown:], skip_special_tokens=True)[len(known) :]
-    if rest:
+        if piece := text.push(token):
+            yield piece
+    if rest := text.rest():
         yield rest
 
 

@@ -72,6 +72,8 @@ def test_usage_errors_exit_with_2_without_heavy_imports(args: list[str]) -> None
         ["arena", "nosuch.yaml"],
         ["cost", "qwen3-0.6b", "--lengths", "x"],
         ["data", "build", "nosuch.yaml", "--output", "nosuch"],
+        ["serve", "nosuch", "--timeout", "0"],
+        ["serve", "nosuch", "--host", "256.0.0.1"],
     ],
     ids=lambda args: " ".join(args[:2]),
 )

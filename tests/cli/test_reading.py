@@ -9,7 +9,15 @@ import torch
 
 from allmem.errors import AllMemError
 from allmem.opening import open_model
-from allmem.reading import Progress, Sampling, pieces_of_text, read, until
+from allmem.reading import (
+    PENDING,
+    Detokenizer,
+    Progress,
+    Sampling,
+    pieces_of_text,
+    read,
+    until,
+)
 from tests.cli.conftest import make_tokenizer
 
 
@@ -30,6 +38,21 @@ def test_pieces_continue_a_text_that_ends_within_a_character() -> None:
         pieces = "".join(pieces_of_text(tokenizer, ids[cut:], before=ids[:cut]))
         if "\ufffd" not in shown:
             assert shown + pieces == "so 🚢 sails"
+
+
+def test_bytes_that_never_become_text_are_shown_in_time() -> None:
+    tokenizer = make_tokenizer()
+    broken = tokenizer("🚢")["input_ids"][:1]
+    text = Detokenizer(tokenizer)
+    pieces = [text.push(token) for token in broken * 100]
+    assert "\ufffd" in "".join(pieces[:PENDING])
+    # Control tokens are no text, however many there are.
+    assert [text.push(tokenizer.eos_token_id) for _ in range(100)][PENDING:] == [""] * (
+        100 - PENDING
+    )
+    assert text.push(tokenizer("so")["input_ids"][0]) == tokenizer.decode(
+        tokenizer("so")["input_ids"][:1]
+    )
 
 
 def test_a_stop_ends_the_text_once_something_was_said() -> None:

@@ -144,7 +144,7 @@ def test_only_known_servers_are_sent_extensions(server: Server) -> None:
 def test_what_the_protocol_cannot_say_is_refused_before_anything_is_sent(server: Server) -> None:
     server.owner = "someone"
     model = remote(server)
-    with pytest.raises(AllMemError, match=r"top_k = 20; vLLM and SGLang can.*--top-k 0"):
+    with pytest.raises(AllMemError, match=r"top_k = 20; vLLM, SGLang and allmem can.*--top-k 0"):
         model.complete([chat()], Sampling(0.6, 0.95, 20, seed=0), [0])
     with pytest.raises(AllMemError, match=r"how an answer in a conversation begins.*vLLM"):
         model.complete([chat(), chat("It was")], GREEDY, [0, 1])

@@ -55,8 +55,9 @@ def test_the_python_of_a_page_runs(
         exec(compile("\n" * line + block["code"], str(DOCS / page), "exec"), names)
 
 
-def test_excerpts_are_what_the_file_says() -> None:
-    excerpts = [block for block in BLOCK.finditer(_page("mixers.md")) if block["file"]]
+@pytest.mark.parametrize("page", ["mixers.md", "serving.md"])
+def test_excerpts_are_what_the_file_says(page: str) -> None:
+    excerpts = [block for block in BLOCK.finditer(_page(page)) if block["file"]]
     assert excerpts
     for excerpt in excerpts:
         assert excerpt["code"] in (ROOT / excerpt["file"]).read_text(encoding="utf-8")

@@ -77,6 +77,7 @@ def test_vllm_is_asked_for_in_vain_where_it_is_not_installed(
     student: OpenedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installed, "find_spec", lambda name: None)
-    with pytest.raises(AllMemError, match=r"pip install 'allmem\[serve\]', or use --engine gen"):
-        with responding("vllm", student, 0, GREEDY, max_new_tokens=NEW, slots=2):
-            pass
+    asked = responding("vllm", student, 0, GREEDY, max_new_tokens=NEW, slots=2)
+    message = r"pip install 'allmem\[serve\]', or use --engine generate"
+    with pytest.raises(AllMemError, match=message), asked:
+        pass

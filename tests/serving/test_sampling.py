@@ -29,8 +29,9 @@ def shares(draws: int = 4000, **options: Any) -> list[float]:
     return [seen[i] / draws for i in range(len(LOGITS))]
 
 
-def test_temperature_zero_is_the_likeliest_token() -> None:
-    assert [sampler(temperature=0).choose(LOGITS) for _ in range(3)] == [3, 3, 3]
+@pytest.mark.parametrize("temperature", [0.0, 1e-300])
+def test_temperature_zero_is_the_likeliest_token(temperature: float) -> None:
+    assert [sampler(temperature=temperature).choose(LOGITS) for _ in range(3)] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_repetition_looks_at_the_prompt_and_at_the_answer() -> None:
         {"presence_penalty": 2.1},
         {"frequency_penalty": float("nan")},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e300},
         {"logit_bias": {5: 101.0}},
     ],
     ids=str,

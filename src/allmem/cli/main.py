@@ -58,6 +58,7 @@ COMMANDS = [
     Listed("ask", "allmem.cli.ask", "Read a document once and answer questions about it."),
     Listed("generate", "allmem.cli.generate", "Continue a text."),
     Listed("chat", "allmem.cli.chat", "Talk to a model in one growing conversation."),
+    Listed("serve", "allmem.cli.serve", "Serve a model by OpenAI's protocol."),
 ]
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}

@@ -1,9 +1,10 @@
 """A model behind a server that speaks OpenAI's protocol, under test: vLLM (``vllm serve``), SGLang,
 llama.cpp or a service. It answers; nothing else can be asked of it.
 
-Conversations go to ``/chat/completions``, texts to ``/completions``. Where the server is vLLM or
-SGLang, as its list of models says, their extensions carry what the protocol cannot: how an answer
-begins, whether the model thinks first, top-k sampling. Other servers are not asked what needs them.
+Conversations go to ``/chat/completions``, texts to ``/completions``. Where the server is vLLM,
+SGLang or ``allmem serve``, as its list of models says, their extensions carry what the protocol
+cannot: how an answer begins, whether the model thinks first, top-k sampling. Other servers are not
+asked what needs them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["KEY", "RemoteModel"]
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key, if the server wants one."""
-EXTENDED = ("vllm", "sglang")
+EXTENDED = ("allmem", "vllm", "sglang")
 """Servers with extensions, by ``owned_by`` in their list of models."""
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers after which it is worth to ask again."""
@@ -115,7 +116,7 @@ class RemoteModel(EvaluatedModel):
         Raises:
             AllMemError: if something is asked for that it cannot.
         """
-        known = "vLLM and SGLang can, and say so in their list of models (owned_by)"
+        known = "vLLM, SGLang and allmem can, and say so in their list of models (owned_by)"
         if sampling.top_k:
             raise AllMemError(
                 f"{self.url} cannot be told top_k = {sampling.top_k}; {known}. Sample without it "

@@ -24,11 +24,15 @@ from transformers import (
 
 from allmem.errors import AllMemError
 
-__all__ = ["Sampler", "SamplingParams"]
+__all__ = ["REPETITION", "Sampler", "SamplingParams"]
 
 LIMIT_OF_PENALTIES = 2.0
 """Of presence and frequency penalties, to both sides, as in OpenAI's API."""
 LIMIT_OF_BIAS = 100.0
+GREEDY = 1e-5
+"""Temperatures below are taken for 0: dividing by them makes logits infinite."""
+REPETITION = 0.01, 100.0
+"""Penalties beyond these bounds do the same."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class SamplingParams:
     """By which logits of tokens in prompt and answer are divided, or multiplied where negative."""
     logit_bias: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < GREEDY
+
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise AllMemError(
@@ -65,8 +74,12 @@ class SamplingParams:
             raise AllMemError(f"top_k = {self.top_k} must be 0 (no limit) or more")
         if not 0 <= self.min_p <= 1:
             raise AllMemError(f"min_p = {self.min_p} must be between 0 and 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise AllMemError(f"repetition_penalty = {self.repetition_penalty} must be above 0")
+        low, high = REPETITION
+        if not low <= self.repetition_penalty <= high:
+            raise AllMemError(
+                f"repetition_penalty = {self.repetition_penalty} must be between {low:g} and "
+                f"{high:g}"
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if not abs(value) <= LIMIT_OF_PENALTIES:
@@ -90,7 +103,7 @@ class Sampler:
         self.counts: Counter[int] = Counter()
         self.seen = set(prompt) if params.repetition_penalty != 1 else set()
         self.warpers = LogitsProcessorList()
-        if params.temperature == 0:
+        if params.greedy:
             return
         if params.temperature != 1:
             self.warpers.append(TemperatureLogitsWarper(params.temperature))
@@ -109,7 +122,7 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """The next token, by logits [V] in fp32, which stay as they are."""
         logits = self._penalised(logits)
-        if self.params.temperature == 0:
+        if self.params.greedy:
             token = int(logits.argmax())
         else:
             no_ids = torch.empty(1, 0, dtype=torch.int64, device=logits.device)

@@ -166,7 +166,7 @@ def sampling_params(request: GenerationRequest) -> Any:
 
     how = request.sampling
     return SamplingParams(
-        temperature=how.temperature,
+        temperature=0.0 if how.greedy else how.temperature,
         top_p=how.top_p,
         top_k=how.top_k,
         min_p=how.min_p,
