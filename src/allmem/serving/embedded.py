@@ -25,7 +25,6 @@ from allmem.serving.engine import (
     EngineStopped,
     GeneratedToken,
     GenerationRequest,
-    QueueFull,
 )
 from allmem.serving.scheduler import Event, Scheduler, Sequence
 
@@ -83,7 +82,7 @@ class EmbeddedEngine(Engine):
             raise AllMemError(f"max_waiting = {max_waiting} must be 0 (none waits) or more")
         self.slots, self.max_waiting = slots, max_waiting
         embeddings: Any = model.get_input_embeddings()
-        self._vocabulary = embeddings.weight.shape[0]
+        self.vocabulary = embeddings.weight.shape[0]
         try:
             with torch.inference_mode():
                 self._scheduler = Scheduler(model.eval(), slots, step_tokens, window, chunk)
@@ -126,12 +125,7 @@ class EmbeddedEngine(Engine):
         """As in the contract."""
         if self._stopping or self._thread is None:
             raise EngineStopped("the engine is not running: the server is shutting down")
-        self._check(request)
-        if len(self._streams) >= self.slots + self.max_waiting:
-            raise QueueFull(
-                f"{self.slots} requests are under way and {self.max_waiting} wait, as many as may; "
-                "try again later"
-            )
+        self.admit(request, len(self._streams))
         stream = _Stream(Sequence(request))
         self._streams[stream.sequence] = stream
         self._tell(self._coming, stream.sequence)
@@ -164,16 +158,6 @@ class EmbeddedEngine(Engine):
     def max_prompt_tokens(self) -> None:
         """None: a state does not grow, or as far as memory goes."""
         return None
-
-    def _check(self, request: GenerationRequest) -> None:
-        """Refuse what would end the step of all others, too."""
-        named = [*request.prompt, *request.sampling.logit_bias]
-        unknown = [token for token in named if not 0 <= token < self._vocabulary]
-        if unknown:
-            raise AllMemError(
-                f"there is no token {unknown[0]}: the model's vocabulary has {self._vocabulary} "
-                "tokens, from 0 on"
-            )
 
     def _tell(self, box: list[Sequence], sequence: Sequence) -> None:
         with self._wake:

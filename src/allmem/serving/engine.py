@@ -94,6 +94,35 @@ class Engine(ABC):
 
     name: str
     """As the server's logs and metrics call it."""
+    slots: int
+    """Requests that can run at once."""
+    max_waiting: int
+    """Requests that may wait."""
+    vocabulary: int
+    """Tokens that the model has embeddings for."""
+
+    def admit(self, request: GenerationRequest, under_way: int) -> None:
+        """Refuse a request that cannot be taken: because it is one too many, or because it would
+        end the step of all others, too.
+
+        Args:
+            under_way: requests that run or wait.
+
+        Raises:
+            QueueFull, AllMemError: as ``generate``.
+        """
+        named = (*request.prompt, *request.sampling.logit_bias)
+        unknown = next((token for token in named if not 0 <= token < self.vocabulary), None)
+        if unknown is not None:
+            raise AllMemError(
+                f"there is no token {unknown}: the model's vocabulary has {self.vocabulary} "
+                "tokens, from 0 on"
+            )
+        if under_way >= self.slots + self.max_waiting:
+            raise QueueFull(
+                f"{self.slots} requests are under way and {self.max_waiting} wait, as many as may; "
+                "try again later"
+            )
 
     @abstractmethod
     async def start(self) -> None:

@@ -26,7 +26,6 @@ from allmem.serving.engine import (
     EngineStopped,
     GeneratedToken,
     GenerationRequest,
-    QueueFull,
 )
 
 __all__ = ["VLLMEngine", "sampling_params"]
@@ -76,6 +75,8 @@ class VLLMEngine(Engine):
         self.slots = SLOTS.get(kind, SLOTS_ELSEWHERE) if slots is None else slots
         self.max_waiting = max_waiting
         self.max_model_len = max_model_len
+        embeddings: Any = opened.model.get_input_embeddings()
+        self.vocabulary = embeddings.weight.shape[0]
         self._streams = self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
         state = sum(s.nbytes for s in opened.model.init_states(1, opened.model.device))
@@ -113,16 +114,13 @@ class VLLMEngine(Engine):
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
         """As in the contract."""
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         if self._stopping:
             raise EngineStopped("the engine is not running: the server is shutting down")
-        if self._streams >= self.slots + self.max_waiting:
-            raise QueueFull(
-                f"{self.slots} requests are under way and {self.max_waiting} wait, as many as may; "
-                "try again later"
-            )
+        self.admit(request, self._streams)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
         self._streams += 1
         self._prompt_tokens += len(request.prompt)
@@ -137,7 +135,7 @@ class VLLMEngine(Engine):
         except (EngineDeadError, EngineGenerateError) as error:
             stopped = "the server is shutting down" if self._stopping else first_line(error)
             raise EngineStopped(f"the engine vllm failed: {stopped}") from error
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise AllMemError(f"vllm refused the request: {first_line(error)}") from error
         finally:
             self._streams -= 1
