@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,16 @@ from torch import Tensor
 
 from allmem.errors import AllMemError
 
-__all__ = ["State", "may_write", "write_into"]
+__all__ = ["Slots", "State", "may_write", "write_into"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Which rows a call is about, beside tensors of all rows of a pool: they are read and written
+    where they lie, without a copy. Not a tensor of a state, so it is neither counted nor kept."""
+
+    index: Tensor
+    """[R] int64, device; none twice, but for rows whose state nobody will read."""
 
 
 class State:

@@ -6,6 +6,7 @@ embeddings or of the long-term memory.
 
 from allmem.attention.backend import (
     BACKENDS,
+    finds_rows,
     full_attention,
     use_backend,
     window_attention,
@@ -17,6 +18,7 @@ __all__ = [
     "BACKENDS",
     "GrowingState",
     "RingState",
+    "finds_rows",
     "full_attention",
     "ring_slots",
     "use_backend",

@@ -1,8 +1,9 @@
 """The two operations, and the one place that picks who computes them.
 
 ``blocks`` runs everywhere, ``flex`` on GPUs (forward alone on a CPU), ``naive`` is the definition.
-A call of one token takes the same path in the first two. Callers see one function for each
-attention: padding is kept out and states are made here.
+A call of one token takes the same path in the first two: ``decode``, or our kernel for it if that
+was asked for (``allmem.kernels``). Callers see one function for each attention: padding is kept out
+and states are made here.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from allmem.attention import blocks, decode, flex, naive
+from allmem.attention import blocks, decode, flex, kernels, naive
 from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
+from allmem.state import may_write
 from allmem.switch import Switch, one_of
 
-__all__ = ["BACKENDS", "full_attention", "use_backend", "window_attention", "window_mass"]
+__all__ = [
+    "BACKENDS",
+    "finds_rows",
+    "full_attention",
+    "use_backend",
+    "window_attention",
+    "window_mass",
+]
 
 BACKENDS = ("blocks", "flex", "naive")
 
@@ -56,7 +65,8 @@ def window_attention(
         k: [R, K, N, E], keys rotated at their position; Q is a multiple of K.
         v: [R, K, N, Ev].
         state: what earlier calls left; ``None`` for nothing. It is consumed: without gradients it
-            is written in place, with gradients a copy is written and gradients flow through it.
+            is written in place, with gradients a copy is written and gradients flow through it. One
+            whose rows lie in a pool is for calls that ``finds_rows`` allows.
         layout: where the rows' tokens stand. Slots beyond a row's length write nothing, influence
             nothing, and their outputs are zero, whatever they hold.
         window: S and W.
@@ -86,15 +96,30 @@ def window_attention(
     if q.shape[2] == 0:
         return v.new_zeros(*q.shape[:3], v.shape[3]), state
     if name == "naive":
+        assert state.at is None
         return naive.window_attention(q, q_sink, k, v, state, layout, window, scale=scale)
     clean_sink = None if q_sink is None else _without_padding(q_sink, layout)
     q, k, v = (_without_padding(x, layout) for x in (q, k, v))
     if q.shape[2] == 1:
-        compute = decode.window_attention
+        # Whoever left the rows where they lie has asked before.
+        by_kernel = state.at is not None or finds_rows(state, layout)
+        compute = kernels.window_attention if by_kernel else decode.window_attention
     else:
+        assert state.at is None
         compute = flex.window_attention if name == "flex" else blocks.window_attention
     out, state = compute(q, clean_sink, k, v, state, layout, window, scale=scale)
     return _without_padding(out, layout), state
+
+
+def finds_rows(state: RingState, layout: Layout) -> bool:
+    """Whether ``window_attention`` computes a call by the kernel that finds rows in a pool where
+    they lie (``RingState.rows_in_place``).
+
+    Args:
+        state: of the rows, or of the pool.
+    """
+    one_token = layout.slots == 1 and layout.full and _switch.forced != "naive"
+    return one_token and may_write(state.keys) and kernels.chosen(state)
 
 
 def window_mass(

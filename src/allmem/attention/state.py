@@ -10,7 +10,8 @@ W window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from allmem.config import WindowConfig
 from allmem.layout import Layout
-from allmem.state import State, may_write
+from allmem.state import Slots, State, may_write
 
 __all__ = ["GrowingState", "RingState", "ring_slots"]
 
@@ -47,6 +48,14 @@ class RingState(State):
     """[R, K, S + W, E]"""
     values: Tensor
     """[R, K, S + W, Ev]"""
+    at: Slots | None = field(default=None, kw_only=True)
+    """Of a state for one token alone: its rows are those at these slots of larger tensors,
+    [P, K, S + W, E]. Only a kernel finds them there (``backend.finds_rows``)."""
+
+    def rows_in_place(self, slots: Tensor) -> RingState:
+        """The rows ``slots`` [R] int64, on the device, of all rows, for one call that writes them
+        where they lie."""
+        return dataclasses.replace(self, at=Slots(slots))
 
     @classmethod
     def empty(

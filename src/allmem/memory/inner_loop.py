@@ -31,6 +31,7 @@ from allmem.switch import Switch, one_of
 
 __all__ = [
     "PRODUCTS",
+    "finds_rows",
     "inner_loop",
     "network_of",
     "row_norms",
@@ -91,7 +92,8 @@ def inner_loop(
         q, k, v: [R, N, H, d], any dtype.
         eta: [R, N, H, M] rates, scaled for the chunk already.
         beta: [R, N, H] momentum decays.
-        state: consumed; its open chunk holds ``layout.start % C`` tokens.
+        state: consumed; its open chunk holds ``layout.start % C`` tokens. One whose rows lie in a
+            pool is for calls that ``finds_rows`` allows.
         initial: F_0, {matrix: [H, out, in]}, for the norms that rows are scaled to.
         layout: which slots hold tokens. ``layout.chunk``, if set, takes the place of
         ``config.chunk``.
@@ -124,6 +126,20 @@ def inner_loop(
     return assemble(pieces, rounds, layout).transpose(1, 2), state
 
 
+def finds_rows(q: Tensor, state: MemoryState, layout: Layout, config: MemoryConfig) -> bool:
+    """Whether ``inner_loop`` computes a call of one token for every row by kernels that find rows
+    in a pool where they lie (``MemoryState.rows_in_place``).
+
+    Args:
+        q: of the dtype and on the device of the queries.
+        state: of the pool.
+    """
+    one_token = layout.slots == 1 and layout.full and not layout.final
+    if not one_token or config.optimizer != "sgd" or not may_write(state.beta):
+        return False
+    return kernels.chosen(network_of(config), q, state.weights)
+
+
 def _products_dtype(q: Tensor, weights: FastWeights) -> torch.dtype:
     """In which the tokens of a round, q [R, H, n, d], are multiplied with the fast weights."""
     work = q.shape[2] * math.prod(weights["down"].shape[-2:])
@@ -145,13 +161,19 @@ def _read_and_write(
     """One round: what its tokens read, and the state after it."""
     q, k, v, eta, beta = tokens
     beta = beta.sum((2, 3))
-    fused, in_place = kernels.chosen(network, q, state.weights), may_write(state.beta)
+    # Whoever left the rows where they lie has asked ``finds_rows``.
+    fused = state.at is not None or kernels.chosen(network, q, state.weights)
+    in_place = may_write(state.beta)
     scales: Scales | None = None
     if fused and in_place and q.shape[2] <= FEW:
         scaled = targets if config.norm == "internal" else {}
-        read = kernels.decode_step(network, q, k, v, eta, state.weights, scaled, state.gradient)
+        slots = None if state.at is None else state.at.index
+        read = kernels.decode_step(
+            network, q, k, v, eta, state.weights, scaled, state.gradient, slots
+        )
         state.beta.add_(beta)
     else:
+        assert state.at is None
         # The sums are zero in those rows where a chunk begins.
         into = state.gradient if in_place and not step.all_open else None
         scales = _scales(state.weights, targets, config)

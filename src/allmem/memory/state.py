@@ -7,12 +7,13 @@ it is the number of tokens read so far, modulo the chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from allmem.state import State
+from allmem.state import Slots, State
 
 __all__ = ["FastWeights", "MemoryState", "UnitState", "accumulation_dtype"]
 
@@ -38,6 +39,14 @@ class MemoryState(State):
     """Sum over the open chunk of eta_t dl_t/dF at the normalised weights, before clipping."""
     beta: Tensor
     """[R, H], sum over the open chunk of the momentum decays."""
+    at: Slots | None = field(default=None, kw_only=True)
+    """Of a state for one call alone: its rows' matrices are those at these slots of larger tensors,
+    [P, H, out, in]. Only kernels find them there (``inner_loop.finds_rows``)."""
+
+    def rows_in_place(self, slots: Tensor) -> MemoryState:
+        """The rows ``slots`` [R] int64, on the device, of all rows, for one call that writes them
+        where they lie. ``beta``, which is small, is a copy."""
+        return dataclasses.replace(self, beta=self.beta.index_select(0, slots), at=Slots(slots))
 
     @classmethod
     def begin(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from allmem.config import MemoryConfig
 from allmem.layout import Layout
+from allmem.memory.inner_loop import finds_rows
 from allmem.memory.muon import orthogonalise_flops
 from allmem.memory.projections import AttentionWeights, Features, Narrowing, Wanted, Written
 from allmem.memory.state import MemoryState, UnitState, accumulation_dtype
@@ -68,6 +69,14 @@ class AllMemMixer(MemoryMixer):
         """As long as no chunk closes, all rows read F_0 and nothing is written."""
         chunk = layout.chunk or self.unit.config.chunk
         return self.unit.begin(rows, dtype, shared=len(layout.rounds(chunk)) == 1)
+
+    def rows_of(self, pool: State, slots: Tensor, layout: Layout) -> State:
+        assert isinstance(pool, UnitState)
+        unit, memory = self.unit, pool.memory
+        if not finds_rows(unit.o_norm.weight, memory, layout, unit.config):
+            return pool.select(slots)
+        tails = {name: tail.index_select(0, slots) for name, tail in pool.tails.items()}
+        return UnitState(memory.rows_in_place(slots), tails)
 
     def periods(self, layout: Layout) -> frozenset[int]:
         return frozenset((self.lag(layout),))

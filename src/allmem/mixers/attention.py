@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from allmem.attention import full_attention, window_attention, window_mass
+from allmem.attention import finds_rows, full_attention, window_attention, window_mass
 from allmem.attention.rotary import Rotary, rotate
 from allmem.attention.state import GrowingState, RingState
 from allmem.config import WindowConfig
@@ -239,6 +239,10 @@ class WindowMixer(AttentionMixer):
     ) -> RingState:
         kv_heads, size = self.shape.kv_heads, self.shape.head_dim
         return RingState.empty(rows, kv_heads, size, size, self.window_of(window), dtype, device)
+
+    def rows_of(self, pool: State, slots: Tensor, layout: Layout) -> State:
+        assert isinstance(pool, RingState)
+        return pool.rows_in_place(slots) if finds_rows(pool, layout) else pool.select(slots)
 
     def periods(self, layout: Layout) -> frozenset[int]:
         return frozenset()

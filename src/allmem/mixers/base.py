@@ -75,6 +75,18 @@ class Mixer(nn.Module, ABC):
             [R, N, D], finite in padding slots, and the state after the call.
         """
 
+    def rows_of(self, pool: State, slots: Tensor, layout: Layout) -> State:
+        """The states of a call's rows out of a pool of states, [P, ...]; the call consumes them.
+
+        Copies, but for what ``forward`` reads and writes where it lies: those tensors are the
+        pool's own, also in the state after the call.
+
+        Args:
+            slots: [R] int64, on the device: where each row's state is in the pool.
+            layout: of the call, which is eager.
+        """
+        return pool.select(slots)
+
     def periods(self, layout: Layout) -> frozenset[int] | None:
         """After how many tokens this mixer does what it does only now and then (a chunk's write),
         each counted from the beginning of a document; ``None`` if it has to know on the CPU how

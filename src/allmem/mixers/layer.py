@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import Features
+from allmem.memory.projections import Features, Wanted
 from allmem.mixers.attention import AttentionMixer, WindowMixer
 from allmem.mixers.base import Capabilities, MemoryMixer, Mixer
 from allmem.mixers.context import context_attention, context_flops
@@ -98,6 +98,23 @@ class LayerMixer(Mixer):
         if self._in_context:
             context = self.attention.init_state(rows, dtype, device, window)
         return LayerState(attention, memory, context)
+
+    def rows_of(self, pool: State, slots: Tensor, layout: Layout) -> LayerState:
+        """Of both parts; a memory that looks into the attention's state finds copies there."""
+        assert isinstance(pool, LayerState)
+        attention, memory = self.attention, self.memory
+        if memory is None:
+            return LayerState(attention.rows_of(pool.attention, slots, layout), None)
+        if self._in_context:
+            return pool.select(slots)
+        assert pool.memory is not None
+        looked_into = memory.wants >= Wanted.LEAVING
+        return LayerState(
+            pool.attention.select(slots)
+            if looked_into
+            else attention.rows_of(pool.attention, slots, layout),
+            memory.rows_of(pool.memory, slots, layout),
+        )
 
     def periods(self, layout: Layout) -> frozenset[int] | None:
         """Of both parts."""

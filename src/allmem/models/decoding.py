@@ -35,7 +35,16 @@ from allmem.token_layout import TokenLayout, periods_that_end
 if TYPE_CHECKING:
     from allmem.models.modeling import AllMemForCausalLM
 
-__all__ = ["DECODING", "VARIABLE", "GraphedDecoder", "asked_for", "use_decoding"]
+__all__ = [
+    "DECODING",
+    "VARIABLE",
+    "GraphedDecoder",
+    "asked_for",
+    "capture",
+    "chosen",
+    "periods_of",
+    "use_decoding",
+]
 
 DECODING = ("eager", "compiled", "graph")
 VARIABLE = "ALLMEM_DECODING"
@@ -119,7 +128,7 @@ def one_token_call(
     model: AllMemForCausalLM, layout: Layout, states: list[LayerState], how: frozenset[str]
 ) -> Call:
     """The call that ``layout`` describes, without a decision on the CPU."""
-    closing = periods_that_end(_periods(model, layout), layout.start)
+    closing = periods_that_end(periods_of(model, layout), layout.start)
     if not torch.is_inference_mode_enabled():
         # What was born in an inference mode may not be written outside of it.
         states = [
@@ -141,7 +150,8 @@ def _call(
     return Call(layout, states, mix=compiled_mix if "compiled" in how else None)
 
 
-def _periods(model: AllMemForCausalLM, layout: Layout) -> frozenset[int]:
+def periods_of(model: AllMemForCausalLM, layout: Layout) -> frozenset[int]:
+    """The ``periods`` of all layers that have some."""
     found = [mixed.periods(layout) for mixed in model.mixers()]
     return frozenset().union(*(periods for periods in found if periods is not None))
 
@@ -170,7 +180,7 @@ class GraphedDecoder:
         self.model = model
         self.like = layout
         self.how = how
-        self.periods = _periods(model, layout)
+        self.periods = periods_of(model, layout)
         self.states = [state.clone() for state in states]
         self.start = torch.zeros(layout.rows, dtype=torch.int64, device=layout.device)
         self.ids = torch.zeros(layout.rows, 1, dtype=torch.int64, device=layout.device)
@@ -212,7 +222,10 @@ class GraphedDecoder:
 def capture(
     run: Callable[[list[LayerState]], Tensor], states: list[LayerState]
 ) -> tuple[Callable[[], None], Tensor]:
-    """A function that does what ``run`` does with ``states``, and where it leaves its result."""
+    """A function that does what ``run`` does with ``states``, and where it leaves its result.
+
+    What ``run`` writes besides, it writes before, too: copies of ``states`` are warmed up with.
+    """
     now, aside = torch.cuda.current_stream(), torch.cuda.Stream()
     aside.wait_stream(now)
     with torch.cuda.stream(aside):

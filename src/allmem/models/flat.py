@@ -37,7 +37,8 @@ class Group:
     layout: Layout
     """Of the rows alone: it has no grid."""
     slots: Tensor
-    """[R] int64, CPU: where the rows' states are kept."""
+    """[R] int64, CPU: where the rows' states are kept. On the device as well, as ``first``, for
+    states that are found ``BySlot``."""
     mix: Mix = LayerMixer.forward
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """What the states' keeper works out once for all layers."""
@@ -45,6 +46,8 @@ class Group:
     @cached_property
     def index(self) -> Tensor:
         """[R, N] int64, device: the flat slot of every slot of a row; of padding, some slot."""
+        if self.layout.slots == 1 and self.layout.full:
+            return self.first[:, None].to(self.layout.device)
         offsets = torch.arange(self.layout.slots)[None]
         offsets = offsets.minimum((self.layout.lengths - 1).clamp_min(0)[:, None])
         taken = self.layout.lengths > 0
@@ -53,6 +56,25 @@ class Group:
     def gather(self, flat: Tensor) -> Tensor:
         """Flat [K, ...] to rows [R, N, ...]; padding slots repeat some token."""
         return flat[self.index]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """``slots`` on the device."""
+        return self.slots.to(self.layout.device)
+
+    def take(self, mixed: LayerMixer, pool: LayerState) -> LayerState:
+        """The rows' states in one layer, out of those of all slots, [P, ...]; those parts of them
+        that the layer finds by slot are not copied."""
+        if self.mix is LayerMixer.forward:
+            return mixed.rows_of(pool, self.places, self.layout)
+        return pool.select(self.places)
+
+    def put(self, pool: LayerState, state: LayerState) -> None:
+        """Bring what the call left behind back to where ``take`` found it."""
+        kept = pool.tensors()
+        for name, tensor in state.tensors().items():
+            if tensor is not kept[name]:
+                kept[name].index_copy_(0, self.places.to(tensor.device), tensor)
 
     def scatter(self, rows: Tensor, flat: Tensor) -> None:
         """Write rows [R, N, ...] into flat [K, ...], but for padding."""

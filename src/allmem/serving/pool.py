@@ -6,6 +6,7 @@ and written without a copy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,23 @@ from allmem.models.flat import Group
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.state import State, write_into
 
-__all__ = ["GrowingStates", "StatePool", "pool_for"]
+__all__ = ["BySlot", "GrowingStates", "StatePool", "pool_for"]
+
+
+@dataclass(frozen=True)
+class BySlot:
+    """States of all slots, [P, ...] for every layer, of which a call finds its own by slots that
+    only the device need know."""
+
+    states: list[LayerState]
+
+    def take(self, mixed: LayerMixer, layer: int, group: Group) -> LayerState:
+        """As ``States.take``."""
+        return group.take(mixed, self.states[layer])
+
+    def put(self, mixed: LayerMixer, layer: int, group: Group, state: LayerState) -> None:
+        """As ``States.put``."""
+        group.put(self.states[layer], state)
 
 
 class StatePool:
@@ -39,6 +56,7 @@ class StatePool:
     ) -> None:
         self.slots = slots
         self._states = model.init_states(slots, model.device, window, chunk)
+        self.by_slot = BySlot(self._states)
         self._beginning = model.init_states(1, model.device, window, chunk)
         self._views: dict[tuple[int, int, int], LayerState] = {}
 
@@ -54,7 +72,7 @@ class StatePool:
         """As ``States.take``."""
         span = _span(group)
         if span is None:
-            return self._states[layer].select(group.slots)
+            return self.by_slot.take(mixed, layer, group)
         return self._view(layer, *span)
 
     def put(self, mixed: LayerMixer, layer: int, group: Group, state: LayerState) -> None:
@@ -62,10 +80,8 @@ class StatePool:
         span = _span(group)
         if span is not None:
             write_into(self._view(layer, *span), state)
-            return
-        kept, slots = self._states[layer].tensors(), group.slots
-        for name, tensor in state.tensors().items():
-            kept[name].index_copy_(0, slots.to(tensor.device), tensor)
+        else:
+            self.by_slot.put(mixed, layer, group, state)
 
     @property
     def nbytes(self) -> int:

@@ -23,11 +23,14 @@ from torch import Tensor
 
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
+from allmem.kernels import asked_for
 from allmem.layout import Layout
 from allmem.models.flat import Group, read_flat
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.serving import graphs
 from allmem.serving.engine import GeneratedToken, GenerationRequest
-from allmem.serving.pool import pool_for
+from allmem.serving.graphs import GraphedStep
+from allmem.serving.pool import StatePool, pool_for
 from allmem.serving.sampling import Sampler
 
 __all__ = ["Event", "Scheduler", "Sequence"]
@@ -36,7 +39,7 @@ FIRST_COME = 0.5
 """Part of a step's prompt tokens that the prompt that came first may take."""
 IDLE_ROWS = 0.5
 """Slots between those that write may be read along without a token, which saves the copies of all
-states, as long as they are no more than this part of all."""
+states, as long as they are no more than this part of all. Our kernels find states by slot."""
 
 
 @dataclass(eq=False)
@@ -80,6 +83,9 @@ class Scheduler:
         step_tokens: at most so many tokens are read in a step, but one of every sequence that
             writes in any case.
         window, chunk: read with these in place of the configured ones.
+
+    Raises:
+        AllMemError: if graphs are asked for (``allmem.models.decoding``) without a CUDA device.
     """
 
     def __init__(
@@ -92,7 +98,12 @@ class Scheduler:
     ) -> None:
         self.model = model
         self.step_tokens = step_tokens
-        self.pool = pool_for(model, slots, window, chunk)
+        graphed = graphs.asked_for(model, window, chunk)
+        self.pool = pool_for(model, slots + graphed, window, chunk)
+        self._graphs: GraphedStep | None = None
+        if graphed:
+            assert isinstance(self.pool, StatePool)
+            self._graphs = GraphedStep(model, self.pool.by_slot, slots, slots, window, chunk)
         self.prompt_tokens = self.generated_tokens = 0
         self._how = window, chunk
         self._free = list(range(slots))
@@ -152,6 +163,31 @@ class Scheduler:
         if not self._running:
             return []
         planned = self._plan()
+        logits = self._read(planned)
+        for sequence, count in planned.items():
+            self.prompt_tokens += min(count, sequence.left)
+            sequence.read += count
+        return [self._choose(s, logits[s].float()) for s in planned if s in logits]
+
+    def _read(self, planned: dict[Sequence, int]) -> dict[Sequence, Tensor]:
+        """Logits [V] of the sequences whose next token can be chosen after this step."""
+        logits: dict[Sequence, Tensor] = {}
+        if self._graphs is not None:
+            single = [sequence for sequence, count in planned.items() if count == 1]
+            planned = {s: count for s, count in planned.items() if count > 1}
+            if single:
+                found = self._graphs.step(
+                    torch.tensor([s.next_tokens(1)[0] for s in single]),
+                    torch.tensor([s.read for s in single]),
+                    torch.tensor([_slot(s) for s in single]),
+                )
+                logits = {s: row for s, row in zip(single, found, strict=True) if s.left <= 1}
+        if planned:
+            logits |= self._read_flat(planned)
+        return logits
+
+    def _read_flat(self, planned: dict[Sequence, int]) -> dict[Sequence, Tensor]:
+        """As ``_read``, in one call."""
         ids: list[int] = []
         first: dict[Sequence, int] = {}
         last: dict[Sequence, int] = {}
@@ -167,11 +203,8 @@ class Scheduler:
             list(self._groups(planned, first)),
             self.pool,
             torch.tensor(list(last.values()), dtype=torch.int64, device=device),
-        ).float()
-        for sequence, count in planned.items():
-            self.prompt_tokens += min(count, sequence.left)
-            sequence.read += count
-        return [self._choose(*pair) for pair in zip(last, logits, strict=True)]
+        )
+        return dict(zip(last, logits, strict=True))
 
     def _plan(self) -> dict[Sequence, int]:
         """How many tokens of which sequence are read."""
@@ -203,7 +236,8 @@ class Scheduler:
     def _group(self, rows: list[Sequence], count: int, first: dict[Sequence, int]) -> Group:
         by_slot: dict[int, Sequence | None] = {_slot(s): s for s in rows}
         lowest, highest = _slot(rows[0]), _slot(rows[-1])
-        if count == 1 and (1 - IDLE_ROWS) * (highest + 1 - lowest) <= len(rows):
+        beside = (1 - IDLE_ROWS) * (highest + 1 - lowest) <= len(rows)
+        if count == 1 and beside and not asked_for("triton"):
             by_slot = {slot: by_slot.get(slot) for slot in range(lowest, highest + 1)}
         sequences = by_slot.values()
         layout = Layout.ragged(

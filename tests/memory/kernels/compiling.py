@@ -12,26 +12,33 @@ import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from allmem.config import MemoryConfig
+from allmem.attention import RingState
+from allmem.attention import kernels as attention
+from allmem.config import MemoryConfig, WindowConfig
 from allmem.memory.kernels import decode_step, row_norms, step, write
 from allmem.memory.kernels.tiles import step_tile
 from allmem.memory.network import MemoryNetwork
 from allmem.memory.state import MemoryState
+from allmem.token_layout import TokenLayout
 
+H100 = 232_448
+"""Bytes of shared memory that a program may have."""
 MATRICES = ("gate", "up", "down")
 STEPS = [(128, 128, "bfloat16"), (192, 192, "bfloat16"), (256, 640, "bfloat16")]
 STEPS += [(16, 16, "bfloat16"), (48, 96, "float32"), (128, 128, "float32"), (256, 256, "float32")]
 DECODES = [(128, 128, 1, 8), (256, 1024, 8, 2), (16, 16, 1, 1)]
+ATTENTIONS = [(16, 8, 128, 4096, "bfloat16"), (64, 2, 256, 1024, "bfloat16")]
+ATTENTIONS += [(4, 4, 64, 60, "bfloat16"), (16, 8, 128, 1024, "float32")]
+ATTENTIONS += [(8, 2, 64, 32768, "float32")]
 
 
 class Absent:
@@ -52,12 +59,12 @@ class Absent:
 
 def spilled(ptx: str, capability: int) -> int:
     """Bytes that the registers of a thread do not hold."""
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(assembler), "-v", "-arch", architecture, file.name, "-o", "/dev/null"]
+        command = [get_ptxas(capability).path, "-v", "-arch", architecture]
+        command += [file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill", said))
 
@@ -102,9 +109,24 @@ def norms(matrices: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: w[..., :1].contiguous() for name, w in matrices.items()}
 
 
+@torch.no_grad()
+def attend(Q: int, K: int, E: int, W: int, dtype: torch.dtype) -> None:
+    """One token of two rows, with sinks and in a pool, and without either."""
+    for window, far in ((WindowConfig(W, 4), True), (WindowConfig(W, 0), False)):
+        pool = RingState.empty(3, K, E, E, window, dtype, torch.device("cpu"))
+        q, k = tokens(2, 1, Q, E, dtype), tokens(2, 1, K, E, dtype)
+        state = pool.rows_in_place(torch.tensor([2, 0])) if far else pool
+        layout = TokenLayout.next_of(torch.tensor([5, 9000]))
+        given = (q, q if far else None, k, k, state, layout, window)
+        attention.window_attention(*given, scale=0.1)
+
+
 def main(capability: int) -> None:
     driver.set_active(Absent(capability))
     watch(capability)
+    for Q, K, E, W, kind in ATTENTIONS:
+        CASE.update(case=f"attention {Q} {K} {E} {W} {kind}", limit=H100)
+        attend(Q, K, E, W, getattr(torch, kind))
     for d, h, kind in STEPS:
         dtype = getattr(torch, kind)
         CASE.update(case=f"step {d} {h} {kind}", limit=step_tile(d, dtype).shared)
@@ -123,6 +145,7 @@ def main(capability: int) -> None:
         targets = {name: norm[0] for name, norm in norms(F).items()}
         decode_step(MemoryNetwork(), *given, F, targets, G)
         decode_step(MemoryNetwork(), *given, F, {}, G)
+        decode_step(MemoryNetwork(), *given, F, targets, G, torch.tensor([0]))
         if d == h:
             linear = MemoryNetwork(swiglu=False)
             only = {name: {"down": t["down"]} for name, t in (("F", F), ("t", targets), ("G", G))}
@@ -134,6 +157,7 @@ def main(capability: int) -> None:
         write(state, targets, 7, MemoryConfig(norm_matrices=MATRICES), torch.ones(1) > 0)
         config = MemoryConfig(norm="post_update", norm_matrices=MATRICES, clip=None)
         write(state, targets, 7, config, in_place=True)
+        write(state.rows_in_place(torch.tensor([0])), targets, 7, config, in_place=True)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,28 @@ def test_a_token_of_rate_zero_changes_nothing(device: torch.device) -> None:
         assert torch.equal(g, before[name])
 
 
+@pytest.mark.parametrize("network", ["default", "linear"])
+def test_rows_may_lie_anywhere_in_a_pool(network: str, device: torch.device) -> None:
+    """To the bit as side by side, and nothing happens in the slots between them."""
+    net, names = NETWORKS[network], ("gate", "up", "down")
+    alone = call(Shape(R=3, H=2, N=2, d=24, h=24), net, device, wide(device), names)
+    pool = call(Shape(R=7, H=2, N=1, d=24, h=24), net, device, wide(device), names)
+    slots, others = torch.tensor([5, 0, 2], device=device), [1, 3, 4, 6]
+    for name, w in pool.weights.items():
+        w[slots] = alone.weights[name]
+        pool.gradient[name][slots] = alone.gradient[name]
+    before = {name: g.clone() for name, g in pool.gradient.items()}
+    targets = alone.targets
+    want = decode_step(net, *alone.tokens, alone.weights, targets, alone.gradient)
+    with guarded_results():
+        got = decode_step(net, *alone.tokens, pool.weights, targets, pool.gradient, slots)
+    assert torch.equal(got, want)
+    for name, g in pool.gradient.items():
+        assert torch.equal(g[slots], alone.gradient[name]), name
+        assert torch.equal(g[others], before[name][others]), name
+        assert untouched(g), name
+
+
 def test_strided_sums_are_refused(device: torch.device) -> None:
     network = MemoryNetwork()
     given = call(Shape(R=1, H=2, N=1, d=16, h=24), network, device, wide(device))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from allmem import kernels as asking
 from allmem.memory import kernels
 from allmem.memory.kernels import tiles
 from allmem.memory.kernels.tiles import step_tile
@@ -30,7 +31,7 @@ def on_gpu(
 ) -> Any:
     """A stand-in for queries on a GPU."""
     found = {"major": capability, "minor": 0, "shared_memory_per_block_optin": shared}
-    monkeypatch.setattr(tiles, "_installed", lambda: True)
+    monkeypatch.setattr(asking, "_installed", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(
@@ -78,7 +79,7 @@ def test_other_devices_and_gradients_are_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_triton_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_installed", lambda: False)
+    monkeypatch.setattr(asking, "_installed", lambda: False)
     q = torch.empty(1, 2, 4, 64)
     assert "pip install" in (kernels.cannot_run(MemoryNetwork(), q, sizes(64, 64)) or "")
 
@@ -89,6 +90,7 @@ def test_importing_and_asking_need_no_triton(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delitem(sys.modules, name)
     # An import of it now fails, as where it is not installed.
     monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(asking, "_installed", asking._installed.__wrapped__)
     again = importlib.import_module(package)
     assert again is not kernels
     assert again.cannot_run(MemoryNetwork(), torch.empty(1, 2, 4, 64), sizes(64, 64)) is not None

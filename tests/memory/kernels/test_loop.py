@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from allmem.config import MemoryConfig
-from allmem.kernels import use_kernels
+from allmem.kernels import say_once, use_kernels
 from allmem.layout import Layout
 from allmem.memory import kernels
 from allmem.memory.inner_loop import inner_loop
-from allmem.memory.kernels import choice
 from allmem.memory.naive import naive_inner_loop
 from allmem.memory.state import MemoryState
 from tests.memory.kernels.problems import assert_near, wide
@@ -162,7 +161,7 @@ def test_what_they_cannot_compute_is_said_once_and_computed(device: torch.device
     config = MemoryConfig(**(BASE | {"head_dim": 264, "width": 8, "heads": 1}))
     given, initial = inputs(device, 1, 3, config)
     layout = Layout.dense(0, 1, 3, device)
-    choice._say.cache_clear()
+    say_once.cache_clear()
     found = []
     for name in ("torch", "triton", "triton"):
         state = MemoryState.begin(initial, 1, config.momentum)

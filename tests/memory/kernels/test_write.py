@@ -108,6 +108,30 @@ def test_is_what_the_equations_say(
     assert all(untouched(t) for t in state.tensors().values())
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all-rows", "some-rows"])
+@pytest.mark.parametrize("options", ["default", "all-matrices-post-update", "bare", "linear"])
+def test_rows_may_lie_anywhere_in_a_pool(options: str, masked: bool, device: torch.device) -> None:
+    """To the bit as side by side, and nothing happens in the slots between them."""
+    config = MemoryConfig(**OPTIONS[options])
+    alone, targets = random_state(config, 3, 20, 96, device)
+    pool, _ = random_state(config, 7, 20, 96, device)
+    slots, others = torch.tensor([5, 0, 2], device=device), [1, 3, 4, 6]
+    for name, kept in pool.tensors().items():
+        kept[slots] = alone.tensors()[name]
+    before = pool.clone().tensors()
+    closes = torch.tensor([True, False, True], device=device) if masked else None
+    here = pool.rows_in_place(slots)
+    with guarded_results():
+        assert write(here, targets, CHUNK, config, closes, in_place=True) is here
+    write(alone, targets, CHUNK, config, closes, in_place=True)
+    assert torch.equal(here.beta, alone.beta)
+    for name, kept in pool.tensors().items():
+        assert untouched(kept), name
+        assert torch.equal(kept[others], before[name][others]), name
+        if name != "beta":
+            assert torch.equal(kept[slots], alone.tensors()[name]), name
+
+
 @pytest.mark.parametrize(("d", "h"), SIZES)
 def test_no_size_need_be_a_power_of_two(d: int, h: int, device: torch.device) -> None:
     config = MemoryConfig(norm_matrices=("gate", "up", "down"))
@@ -156,6 +180,8 @@ def test_what_the_kernel_cannot_write_is_an_error(device: torch.device) -> None:
     state, targets = random_state(config, 1, 16, 24, device)
     with pytest.raises(AllMemError, match="muon"):
         write(state, targets, CHUNK, MemoryConfig(optimizer="muon"))
+    with pytest.raises(AllMemError, match="in_place"):
+        write(state.rows_in_place(torch.tensor([0], device=device)), targets, CHUNK, config)
     state.momentum["gate"] = state.momentum["gate"].mT.contiguous().mT
     with pytest.raises(AllMemError, match=r"momentum\.gate.*strides"):
         write(state, targets, CHUNK, config)

@@ -14,7 +14,8 @@ the device, so all can be captured in a CUDA graph.
 Sums are fp32, in float64 for float64, which only triton's interpreter computes (TRITON_INTERPRET=1,
 on a CPU: for tests).
 
-Letters: R rows, H memory heads, N tokens, d head size, h width, M fast matrices.
+Letters: R rows, P slots of a pool of rows, H memory heads, N tokens, d head size, h width, M fast
+matrices.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def decode_step(
     weights: FastWeights,
     targets: Mapping[str, Tensor],
     gradient: FastWeights,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """Read a few tokens, and add the gradients that they cause to the running sums.
 
@@ -84,13 +86,16 @@ def decode_step(
         targets: {matrix: [H, out, 1]}, the norms that rows are scaled to, of the matrices to be
             scaled: ``inner_loop``'s for an internal normalisation, none otherwise.
         gradient: running sums, contiguous; written in place.
+        slots: [R] int64 on the device; then weights and sums are those of P slots, [P, H, out, in],
+            of which row r's are at slots[r], and those of no row are not touched. No slot is given
+            twice.
 
     Returns:
         M(q; F), [R, H, N, d] in the dtype of q.
     """
     from allmem.memory.kernels.triton_decode import decode_step as compute
 
-    return compute(network, q, k, v, eta, weights, targets, gradient)
+    return compute(network, q, k, v, eta, weights, targets, gradient, slots)
 
 
 def row_norms(weights: FastWeights) -> FastWeights:
@@ -112,7 +117,8 @@ def write(
     """Close the open chunk: clip, momentum, normalisation and write; the new sums are zero.
 
     Args:
-        state: contiguous tensors.
+        state: contiguous tensors. Rows that lie in a pool (``state.at``) are written in place, and
+            those of other slots cost nothing.
         targets: {matrix: [H, out, 1]}, the norms that rows are scaled to; read unless
             ``config.norm`` is ``none``.
         chunk: C, by which the sum of the momentum's decays is divided.

@@ -8,17 +8,15 @@ Letters: R rows, H memory heads, N tokens, d head size, h width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from allmem.errors import AllMemError
+from allmem.kernels import interpreted, triton_cannot_run
 from allmem.memory.network import MemoryNetwork
 from allmem.memory.state import FastWeights
 
@@ -28,7 +26,6 @@ __all__ = [
     "STAGES",
     "Tile",
     "cannot_run",
-    "interpreted",
     "power_of_two",
     "require_contiguous",
     "step_tile",
@@ -38,8 +35,6 @@ LARGEST_HEAD = 256
 """Of d: a tile's output [tokens, d] stays in registers, in fp32."""
 LARGEST_WIDTH = 4096
 """Of h: one program of the write holds whole rows. The other kernels go over h in blocks."""
-OLDEST = (8, 0)
-"""The first GPUs with bf16 products."""
 STAGES = 2
 """Blocks of weights that are loaded or multiplied at a time."""
 
@@ -83,11 +78,6 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def interpreted() -> bool:
-    """Whether triton's kernels run in its interpreter, on any device."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-
-
 def cannot_run(network: MemoryNetwork, q: Tensor, weights: FastWeights) -> str | None:
     """Why the kernels cannot compute a call with such tensors; ``None`` if they can.
 
@@ -96,8 +86,6 @@ def cannot_run(network: MemoryNetwork, q: Tensor, weights: FastWeights) -> str |
         q: [R, H, N, d], as k and v.
         weights: {matrix: [R, H, out, in]}.
     """
-    if not _installed():
-        return "triton is not installed: pip install 'allmem[gpu]'"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, *weights.values())):
         return "the kernels have no backward pass"
     d, h = weights["down"].shape[-2:]
@@ -109,16 +97,11 @@ def cannot_run(network: MemoryNetwork, q: Tensor, weights: FastWeights) -> str |
         return f"a linear network maps heads to heads, not {h} to {d}"
     if any(not w.is_contiguous() for w in weights.values()):
         return "weights are not contiguous"
-    if interpreted():
-        return None
-    if q.device.type != "cuda" or torch.version.cuda is None:
-        return f"the kernels are not compiled for {q.device.type} devices here"
-    if q.dtype not in (torch.bfloat16, torch.float32):
-        return f"there is no GPU kernel for {q.dtype}"
+    reason = triton_cannot_run(q.device, q.dtype)
+    if reason is not None or interpreted():
+        return reason
     # Torch's stubs lack the limit that a kernel may ask for.
     properties: Any = torch.cuda.get_device_properties(q.device)
-    if (properties.major, properties.minor) < OLDEST:
-        return f"compute capability {properties.major}.{properties.minor} is below 8.0"
     need, have = step_tile(d, q.dtype).shared, properties.shared_memory_per_block_optin
     if need > have:
         return f"heads of {d} in {q.dtype} need {need} bytes of shared memory, of {have}"
@@ -137,8 +120,3 @@ def require_contiguous(tensors: Mapping[str, Tensor]) -> None:
                 f"kernels write contiguous tensors; {name} {tuple(tensor.shape)} has strides "
                 f"{tensor.stride()}"
             )
-
-
-@cache
-def _installed() -> bool:
-    return find_spec("triton") is not None

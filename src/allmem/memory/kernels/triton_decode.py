@@ -12,7 +12,11 @@ For Qwen3-0.6B (H = 8, d = h = 128, fp32 state, one row and token) gate and up a
 twice, sums loaded and stored once: 5.2 MB, 1.6 us of an H100's 3.35 TB/s, and 64 programs. Its
 2.6 MFLOP do not count.
 
-Letters: R rows, H memory heads, N tokens, d head size, h width; a *unit* is one head of one row.
+Weights and sums may be those of a pool of rows: then a row's are at its slot, and all that lies
+between the two kernels at the row itself.
+
+Letters: R rows, P slots, H memory heads, N tokens, d head size, h width; a *unit* is one head of
+one row, its *place* that of its matrices among those of all slots.
 """
 
 # Triton reads the annotations of kernels itself: only ``tl.constexpr`` means anything to it.
@@ -31,7 +35,7 @@ from torch import Tensor
 
 from allmem.memory.inner_loop import SMALLEST_NORM
 from allmem.memory.kernels.tiles import power_of_two, require_contiguous
-from allmem.memory.kernels.triton_step import accumulator, sigmoid
+from allmem.memory.kernels.triton_step import accumulator, place_of, sigmoid
 from allmem.memory.network import MemoryNetwork
 from allmem.memory.state import FastWeights
 
@@ -44,12 +48,12 @@ NARROW = 128
 
 
 @triton.jit
-def _here(blocks, heads, BLOCK: tl.constexpr):
-    """The unit of this program, its row and head, and what it owns [BLOCK]."""
+def _here(slots, blocks, heads, BLOCK: tl.constexpr):
+    """The unit of this program, its place, its row and head, and what it owns [BLOCK]."""
     program = tl.program_id(0)
-    unit = program // blocks
+    unit = (program // blocks).to(tl.int64)
     inner = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    return unit.to(tl.int64), (unit // heads).to(tl.int64), (unit % heads).to(tl.int64), inner
+    return unit, place_of(slots, unit, heads), unit // heads, unit % heads, inner
 
 
 @triton.jit
@@ -68,10 +72,10 @@ def _load_rate(eta, strides, row, head, token, matrix: tl.constexpr, ACC: tl.con
 
 
 @triton.jit
-def _block(x, unit, outs, ins, OUT: tl.constexpr, IN: tl.constexpr):
-    """Where x[unit, outs, ins] of a contiguous [R H, OUT, IN] is, and what of it is."""
+def _block(x, place, outs, ins, OUT: tl.constexpr, IN: tl.constexpr):
+    """Where x[place, outs, ins] of a contiguous [P H, OUT, IN] is, and what of it is."""
     keep = (outs < OUT)[:, None] & (ins < IN)[None, :]
-    return x + unit * (OUT * IN) + outs[:, None] * IN + ins[None, :], keep
+    return x + place * (OUT * IN) + outs[:, None] * IN + ins[None, :], keep
 
 
 @triton.jit
@@ -89,7 +93,7 @@ def _row_scale(target, squares, head, outs, OUT: tl.constexpr, TINY: tl.constexp
 def _forward_kernel(
     q, q_strides, k, k_strides, gate, up, down, gate_target, up_target,
     of_keys, parts, squares,
-    heads, units, blocks,
+    slots, heads, units, blocks,
     D: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, NORM_DOWN: tl.constexpr,
     D_BLOCK: tl.constexpr, BLOCK: tl.constexpr, TINY: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -98,14 +102,14 @@ def _forward_kernel(
     Leaves ``of_keys`` [2, R H, N, h], F'_gate k and F'_up k; ``parts`` [2, R H, blocks, N, d], of
     F_down phi for queries and keys; ``squares`` [R H, blocks, d], of down's rows.
     """
-    unit, row, head, inner = _here(blocks, heads, BLOCK)
+    unit, place, row, head, inner = _here(slots, blocks, heads, BLOCK)
     block = tl.program_id(0) % blocks
     columns = tl.arange(0, D_BLOCK)
-    here, keep = _block(gate, unit, inner, columns, WIDTH, D)
+    here, keep = _block(gate, place, inner, columns, WIDTH, D)
     gate_rows = tl.load(here, mask=keep, other=0.0).to(ACC)
-    here, keep = _block(up, unit, inner, columns, WIDTH, D)
+    here, keep = _block(up, place, inner, columns, WIDTH, D)
     up_rows = tl.load(here, mask=keep, other=0.0).to(ACC)
-    here, keep = _block(down, unit, columns, inner, D, WIDTH)
+    here, keep = _block(down, place, columns, inner, D, WIDTH)
     down_columns = tl.load(here, mask=keep, other=0.0).to(ACC)
     gate_scale = _row_scale(gate_target, tl.sum(gate_rows * gate_rows, 1), head, inner, WIDTH, TINY)
     up_scale = _row_scale(up_target, tl.sum(up_rows * up_rows, 1), head, inner, WIDTH, TINY)
@@ -145,7 +149,7 @@ def _sum_of_parts(parts, unit, token, blocks, columns, D: tl.constexpr, TOKENS: 
 def _backward_kernel(
     q, q_strides, k, k_strides, v, v_strides, eta, eta_strides,
     down, down_target, of_keys, parts, squares, gate_sum, up_sum, down_sum, read,
-    heads, units, blocks,
+    slots, heads, units, blocks,
     D: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, RESIDUAL: tl.constexpr,
     DOT_LOSS: tl.constexpr,
     D_BLOCK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
@@ -153,15 +157,15 @@ def _backward_kernel(
 ):  # fmt: skip
     """Adds the gradients of one block of the width to the sums; the first block of a unit stores
     what was read."""
-    unit, row, head, inner = _here(blocks, heads, BLOCK)
+    unit, place, row, head, inner = _here(slots, blocks, heads, BLOCK)
     columns = tl.arange(0, D_BLOCK)
-    here, keep = _block(down, unit, columns, inner, D, WIDTH)
+    here, keep = _block(down, place, columns, inner, D, WIDTH)
     down_columns = tl.load(here, mask=keep, other=0.0).to(ACC)
-    across, keep_across = _block(down_sum, unit, columns, inner, D, WIDTH)
+    across, keep_across = _block(down_sum, place, columns, inner, D, WIDTH)
     down_total = tl.load(across, mask=keep_across, other=0.0)
-    gate_rows, keep_rows = _block(gate_sum, unit, inner, columns, WIDTH, D)
+    gate_rows, keep_rows = _block(gate_sum, place, inner, columns, WIDTH, D)
     gate_total = tl.load(gate_rows, mask=keep_rows, other=0.0)
-    up_rows, keep_rows = _block(up_sum, unit, inner, columns, WIDTH, D)
+    up_rows, keep_rows = _block(up_sum, place, inner, columns, WIDTH, D)
     up_total = tl.load(up_rows, mask=keep_rows, other=0.0)
     down_scale = tl.full([D_BLOCK], 1, ACC)
     if down_target is not None:
@@ -203,16 +207,16 @@ def _backward_kernel(
 def _linear_kernel(
     q, q_strides, k, k_strides, v, v_strides, eta, eta_strides,
     down, down_target, down_sum, read,
-    heads, blocks,
+    slots, heads, blocks,
     D: tl.constexpr, TOKENS: tl.constexpr, RESIDUAL: tl.constexpr, DOT_LOSS: tl.constexpr,
     D_BLOCK: tl.constexpr, BLOCK: tl.constexpr, TINY: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """All of a linear network, for a block of its outputs: what it reads and its rows' sums."""
-    unit, row, head, outs = _here(blocks, heads, BLOCK)
+    unit, place, row, head, outs = _here(slots, blocks, heads, BLOCK)
     columns = tl.arange(0, D_BLOCK)
-    here, keep = _block(down, unit, outs, columns, D, D)
+    here, keep = _block(down, place, outs, columns, D, D)
     rows = tl.load(here, mask=keep, other=0.0).to(ACC)
-    there, keep = _block(down_sum, unit, outs, columns, D, D)
+    there, keep = _block(down_sum, place, outs, columns, D, D)
     total = tl.load(there, mask=keep, other=0.0)
     scale = _row_scale(down_target, tl.sum(rows * rows, 1), head, outs, D, TINY)
     for token in range(TOKENS):
@@ -241,6 +245,7 @@ def decode_step(
     weights: FastWeights,
     targets: Mapping[str, Tensor],
     gradient: FastWeights,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """As ``allmem.memory.kernels.decode_step``."""
     R, H, N, d = q.shape
@@ -270,7 +275,7 @@ def decode_step(
         if not network.swiglu:
             _linear_kernel[grid](
                 *(*tokens, *goals, F["down"], t.get("down"), gradient["down"], read),
-                *(H, blocks),
+                *(slots, H, blocks),
                 **loss,
                 **options,
             )
@@ -280,14 +285,16 @@ def decode_step(
         squares = empty(R * H, blocks, d) if "down" in t else None
         _forward_kernel[grid](
             *(*tokens, F["gate"], F["up"], F["down"]),
-            *(t.get("gate"), t.get("up"), of_keys, parts, squares, H, R * H, blocks),
+            *(t.get("gate"), t.get("up"), of_keys, parts, squares),
+            *(slots, H, R * H, blocks),
             WIDTH=h,
             NORM_DOWN="down" in t,
             **options,
         )
         _backward_kernel[grid](
             *(*tokens, *goals, F["down"], t.get("down"), of_keys, parts, squares),
-            *(gradient["gate"], gradient["up"], gradient["down"], read, H, R * H, blocks),
+            *(gradient["gate"], gradient["up"], gradient["down"], read),
+            *(slots, H, R * H, blocks),
             WIDTH=h,
             BLOCKS=triton.next_power_of_2(blocks),
             **loss,

@@ -31,16 +31,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from allmem.memory.kernels.tiles import STAGES, interpreted, step_tile
+from allmem.kernels import interpreted
+from allmem.memory.kernels.tiles import STAGES, step_tile
 from allmem.memory.network import UNSCALED, Factors, MemoryNetwork, Scales
 from allmem.memory.state import FastWeights
 
-__all__ = ["accumulator", "sigmoid", "step"]
+__all__ = ["accumulator", "place_of", "sigmoid", "step"]
 
 
 @triton.jit
 def sigmoid(x):
     return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def place_of(slots, unit, heads):
+    """Where the matrices of a unit are among those of all slots, [P H, ..]: at its row's slot; at
+    the unit itself where there are none."""
+    place = unit
+    if slots is not None:
+        place = tl.load(slots + unit // heads) * heads + unit % heads
+    return place
 
 
 @triton.jit
