@@ -165,6 +165,7 @@ def test_a_token_that_does_not_exist_is_refused(request_: GenerationRequest) -> 
         ({"slots": 0}, "slots = 0 must be positive"),
         ({"step_tokens": 0}, "step_tokens = 0 must be positive"),
         ({"max_waiting": -1}, "max_waiting = -1"),
+        ({"keep": -1}, "keep = -1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, int], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,7 +69,15 @@ def alone(model: AllMemForCausalLM, request: GenerationRequest) -> tuple[list[in
 
 
 def check(model: AllMemForCausalLM, scheduler: Scheduler, asked: list[GenerationRequest]) -> None:
-    for request, answer in zip(asked, served(scheduler, asked), strict=True):
+    check_answers(model, asked, served(scheduler, asked))
+
+
+def check_answers(
+    model: AllMemForCausalLM,
+    asked: list[GenerationRequest],
+    answers: list[list[GeneratedToken]],
+) -> None:
+    for request, answer in zip(asked, answers, strict=True):
         ids, logprobs = alone(model, request)
         assert [token.id for token in answer] == ids
         # The engine chooses in fp32, whatever the model computes in.
@@ -207,3 +216,59 @@ def test_logits_that_are_no_numbers_end_one_request_only() -> None:
     with pytest.raises(AllMemError, match="not finite after 2 tokens"):
         raise outcomes[bad][0]
     assert [type(outcome) for outcome in outcomes[good]] == [GeneratedToken] * 2
+
+
+def going_on(request: GenerationRequest, answer: list[GeneratedToken]) -> GenerationRequest:
+    """The next turn: all of the text so far, and something new."""
+    more = (9, 8, 7, 6, 5)
+    return replace(request, prompt=(*request.prompt, *(t.id for t in answer), *more))
+
+
+@pytest.mark.parametrize("mixers", ["allmem", "mamba2", "titans", "full,allmem"])
+def test_a_text_is_gone_on_with_where_it_ended(mixers: str) -> None:
+    model = tiny_model("llama", dtype=torch.float64, mixers=mixers)
+    scheduler = Scheduler(model, 2, 2 * C, keep=2)
+    talks = requests(2, seed=4)
+    for _ in range(3):
+        before = scheduler.prompt_tokens
+        answers = served(scheduler, talks)
+        check_answers(model, talks, answers)
+        talks = [going_on(*pair) for pair in zip(talks, answers, strict=True)]
+    # All but the last token of each answer had been read.
+    assert scheduler.prompt_tokens - before == 2 * (5 + 1)
+    assert scheduler.kept.nbytes == sum(
+        state.nbytes for states in scheduler.kept._states.values() for state in states
+    )
+
+
+def test_as_many_texts_are_kept_as_may_and_the_oldest_goes() -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    scheduler = Scheduler(model, 1, 2 * C, keep=2)
+    asked = [GenerationRequest((first, 5, 6), 3, GREEDY) for first in (10, 11, 12)]
+    answers = served(scheduler, asked)
+    one = scheduler.kept.nbytes / 2
+    assert one == scheduler.pool.nbytes
+    assert scheduler.state_bytes == 3 * one
+    for request, answer, is_kept in zip(asked, answers, (False, True, True), strict=True):
+        before = scheduler.prompt_tokens
+        scheduler.kept.most = 9  # so that asking drops nothing
+        served(scheduler, [going_on(request, answer)])
+        assert (scheduler.prompt_tokens - before == 6) == is_kept
+
+
+def test_what_is_kept_is_a_copy() -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    scheduler = Scheduler(model, 1, 2 * C, keep=8)
+    (request,) = requests(1, seed=9)
+    (answer,) = served(scheduler, [request])
+    second = going_on(request, answer)
+    first_time = served(scheduler, [second])
+    served(scheduler, requests(3, seed=10))
+    assert served(scheduler, [second]) == first_time
+
+
+def test_nothing_is_kept_unless_asked_for() -> None:
+    model = tiny_model("llama")
+    scheduler = Scheduler(model, 1, 2 * C)
+    served(scheduler, requests(2))
+    assert scheduler.state_bytes == scheduler.pool.nbytes

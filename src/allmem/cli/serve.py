@@ -79,6 +79,15 @@ def command(
     max_waiting: Annotated[
         int | None, _number("--max-waiting", ENGINE, "Requests that may wait for a slot.", min=0)
     ] = None,
+    keep: Annotated[
+        int | None,
+        _number(
+            "--keep",
+            ENGINE,
+            "Texts that have ended whose states are kept, for a chat's next turn.",
+            min=0,
+        ),
+    ] = None,
     max_prompt_tokens: Annotated[
         int | None, _number("--max-prompt-tokens", LIMITS, "Longest prompt.", min=1)
     ] = None,
@@ -123,7 +132,7 @@ def command(
         from allmem.serving.server.running import run
         from allmem.serving.server.service import Service
 
-        settings = EngineSettings(slots, step_tokens, max_waiting)
+        settings = EngineSettings(slots, step_tokens, max_waiting, keep)
         served = open_served(str(engine), settings, lambda: opening.open(model, chosen))
     shown = name or (Path(model).expanduser().resolve().name if Path(model).exists() else model)
     service = Service(served, shown, limits, thinking=thinking)

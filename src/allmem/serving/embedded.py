@@ -57,6 +57,8 @@ class EmbeddedEngine(Engine):
         step_tokens: tokens that are read in one step, for which all answers wait; ``None`` for a
             number that suits the device.
         max_waiting: requests that may wait for a slot.
+        keep: of so many texts that have ended the states are kept, each as large as a slot, for
+            those that go on from them.
         window, chunk: read with these in place of the configured ones.
 
     Raises:
@@ -72,6 +74,7 @@ class EmbeddedEngine(Engine):
         slots: int = 8,
         step_tokens: int | None = None,
         max_waiting: int = 256,
+        keep: int = 1,
         window: WindowConfig | None = None,
         chunk: int | None = None,
     ) -> None:
@@ -80,12 +83,16 @@ class EmbeddedEngine(Engine):
         check_positive(slots=slots, step_tokens=step_tokens)
         if max_waiting < 0:
             raise AllMemError(f"max_waiting = {max_waiting} must be 0 (none waits) or more")
+        if keep < 0:
+            raise AllMemError(f"keep = {keep} must be 0 (none) or more")
         self.slots, self.max_waiting = slots, max_waiting
         embeddings: Any = model.get_input_embeddings()
         self.vocabulary = embeddings.weight.shape[0]
         try:
             with torch.inference_mode():
-                self._scheduler = Scheduler(model.eval(), slots, step_tokens, window, chunk)
+                self._scheduler = Scheduler(
+                    model.eval(), slots, step_tokens, window, chunk, keep=keep
+                )
         except (MemoryError, RuntimeError) as error:
             if "memory" not in str(error):
                 raise
@@ -149,7 +156,7 @@ class EmbeddedEngine(Engine):
             running=running,
             waiting=max(len(self._streams) - running, 0),
             slots=self.slots,
-            state_bytes=scheduler.pool.nbytes,
+            state_bytes=scheduler.state_bytes,
             prompt_tokens=scheduler.prompt_tokens,
             generated_tokens=scheduler.generated_tokens,
         )

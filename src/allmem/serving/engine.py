@@ -82,9 +82,10 @@ class EngineLoad:
     slots: int = 0
     """Requests that can run at once."""
     state_bytes: int = 0
-    """Held for the states of all slots, on the computing device."""
+    """Held for the states of all slots, and of texts that may be gone on with, on the computing
+    device."""
     prompt_tokens: int = 0
-    """Read since the start."""
+    """Read since the start; without what was read for an earlier request."""
     generated_tokens: int = 0
     """Written since the start."""
 

@@ -27,6 +27,8 @@ class EngineSettings:
     """Tokens that are read in one step."""
     max_waiting: int | None = None
     """Requests that may wait for a slot."""
+    keep: int | None = None
+    """Texts that have ended whose states are kept; of the package's own engine."""
 
     def given(self) -> dict[str, Any]:
         """Those that were chosen."""
@@ -65,6 +67,11 @@ def open_served(
     opened = open_model()
     constant = all(mixed.capabilities.constant_state for mixed in opened.model.mixers())
     with_vllm = engine == "vllm" or (engine == "auto" and constant and has_vllm())
+    if with_vllm and settings.keep is not None:
+        raise AllMemError(
+            f"keep = {settings.keep} is of the engine embedded; vLLM has a prefix cache of its own "
+            "(vllm serve --enable-prefix-caching). Leave it out, or use --engine embedded"
+        )
     return ServedModel(
         _vllm(opened, settings) if with_vllm else _embedded(opened, settings),
         opened.tokenizer,

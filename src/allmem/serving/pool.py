@@ -62,11 +62,19 @@ class StatePool:
 
     def begin(self, slot: int) -> None:
         """Make a slot ready for a new text."""
-        for layer, beginning in enumerate(self._beginning):
-            _copy(self._view(layer, slot, slot + 1), beginning)
+        self.go_on(slot, self._beginning)
 
     def end(self, slot: int) -> None:
         """A slot's text has ended: nothing, since the next one begins anew."""
+
+    def copy_of(self, slot: int) -> list[LayerState]:
+        """What a text left behind, one row a layer."""
+        return [self._view(layer, slot, slot + 1).clone() for layer in range(len(self._states))]
+
+    def go_on(self, slot: int, states: list[LayerState]) -> None:
+        """Make a slot ready to go on from what ``copy_of`` gave."""
+        for layer, state in enumerate(states):
+            _copy(self._view(layer, slot, slot + 1), state)
 
     def take(self, mixed: LayerMixer, layer: int, group: Group) -> LayerState:
         """As ``States.take``."""
@@ -123,6 +131,14 @@ class GrowingStates:
     def end(self, slot: int) -> None:
         """Drop what a text left behind."""
         self._states.pop(slot, None)
+
+    def copy_of(self, slot: int) -> list[LayerState]:
+        """As for ``StatePool``."""
+        return [state.clone() for state in self._states[slot]]
+
+    def go_on(self, slot: int, states: list[LayerState]) -> None:
+        """As for ``StatePool``."""
+        self._states[slot] = [state.clone() for state in states]
 
     def take(self, mixed: LayerMixer, layer: int, group: Group) -> LayerState:
         """As ``States.take``."""

@@ -30,6 +30,7 @@ from allmem.models.modeling import AllMemForCausalLM
 from allmem.serving import graphs
 from allmem.serving.engine import GeneratedToken, GenerationRequest
 from allmem.serving.graphs import GraphedStep
+from allmem.serving.kept import KeptStates
 from allmem.serving.pool import StatePool, pool_for
 from allmem.serving.sampling import Sampler
 
@@ -82,6 +83,7 @@ class Scheduler:
         slots: sequences that are under way at once.
         step_tokens: at most so many tokens are read in a step, but one of every sequence that
             writes in any case.
+        keep: of so many texts that have ended the states are kept, for those that go on from them.
         window, chunk: read with these in place of the configured ones.
 
     Raises:
@@ -95,6 +97,8 @@ class Scheduler:
         step_tokens: int,
         window: WindowConfig | None = None,
         chunk: int | None = None,
+        *,
+        keep: int = 0,
     ) -> None:
         self.model = model
         self.step_tokens = step_tokens
@@ -104,6 +108,7 @@ class Scheduler:
         if graphed:
             assert isinstance(self.pool, StatePool)
             self._graphs = GraphedStep(model, self.pool.by_slot, slots, slots, window, chunk)
+        self.kept = KeptStates(keep)
         self.prompt_tokens = self.generated_tokens = 0
         self._how = window, chunk
         self._free = list(range(slots))
@@ -125,6 +130,11 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence take part as soon as there is a slot."""
         self._waiting.append(sequence)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all slots, and of what is kept."""
+        return self.pool.nbytes + self.kept.nbytes
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its state."""
@@ -150,8 +160,13 @@ class Scheduler:
             # The lowest, so that those in use lie side by side.
             self._free.sort(reverse=True)
             sequence.slot = self._free.pop()
-            self.pool.begin(sequence.slot)
             request = sequence.request
+            found = self.kept.beginning_of(request.prompt)
+            if found is None:
+                self.pool.begin(sequence.slot)
+            else:
+                sequence.read, states = found
+                self.pool.go_on(sequence.slot, states)
             sequence.sampler = Sampler(request.sampling, request.prompt, self.model.device)
             self._running.append(sequence)
 
@@ -274,6 +289,9 @@ class Scheduler:
         elif len(sequence.answer) >= request.max_tokens:
             finish = "length"
         if finish is not None:
+            if self.kept.most:
+                text = (*request.prompt, *sequence.answer)[: sequence.read]
+                self.kept.add(text, self.pool.copy_of(_slot(sequence)))
             self.remove(sequence)
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
