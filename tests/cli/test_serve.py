@@ -86,3 +86,13 @@ def test_a_missing_engine_is_told(fails: Any, converted: str, monkeypatch: Any) 
     assert "vllm is not installed" in said
     with pytest.raises(AllMemError, match="unknown engine 'embeded'; did you mean 'embedded'"):
         open_served("embeded", EngineSettings(), lambda: None)  # type: ignore[arg-type]
+
+
+def test_keeping_states_is_for_the_own_engine(
+    fails: Any, converted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if it were installed: it is not looked at before the options.
+    monkeypatch.setattr(installed, "find_spec", lambda name: name)
+    for engine in ("auto", "vllm"):
+        said = fails("serve", converted, "--port", "0", "--engine", engine, "--keep", "2")
+        assert "keep = 2 is of the engine embedded" in said
