@@ -144,7 +144,7 @@ def test_the_control_reads_a_memory_that_stays_as_it_began() -> None:
 
 def test_a_budget_in_minutes_ends_the_run() -> None:
     steps: list[Step] = []
-    config = make_config(steps=None, minutes=0.005)
+    config = make_config(steps=None, minutes=0.03)
     model = make_model(dtype=torch.float32)
     distill(model, make_rows(), make_held_out(2), config, on_step=steps.append)
     assert steps[-1].progress == 1
