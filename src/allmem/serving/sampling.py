@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from allmem.errors import AllMemError
+from allmem.reading import Sampling
 
 __all__ = ["REPETITION", "Sampler", "SamplingParams"]
 
@@ -36,8 +37,8 @@ REPETITION = 0.01, 100.0
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """Sampling options; the defaults change nothing.
+class SamplingParams(Sampling):
+    """Sampling options, more of them than ``Sampling`` has; the defaults change nothing.
 
     Raises:
         AllMemError: on a value outside its range.
@@ -45,11 +46,7 @@ class SamplingParams:
 
     temperature: float = 1.0
     """0 for the likeliest token."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 for no limit."""
     min_p: float = 0.0
-    seed: int | None = None
     presence_penalty: float = 0.0
     """Off the logits of tokens that the answer holds."""
     frequency_penalty: float = 0.0
@@ -64,14 +61,9 @@ class SamplingParams:
         return self.temperature < GREEDY
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise AllMemError(
-                f"temperature = {self.temperature} must be 0 (the likeliest token) or more"
-            )
-        if not 0 < self.top_p <= 1:
-            raise AllMemError(f"top_p = {self.top_p} must be above 0 and at most 1")
-        if self.top_k < 0:
-            raise AllMemError(f"top_k = {self.top_k} must be 0 (no limit) or more")
+        super().__post_init__()
+        if self.temperature == float("inf"):
+            raise AllMemError(f"temperature = {self.temperature} must be a number")
         if not 0 <= self.min_p <= 1:
             raise AllMemError(f"min_p = {self.min_p} must be between 0 and 1")
         low, high = REPETITION
