@@ -18,8 +18,8 @@ import torch
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.models.modeling import AllMemForCausalLM
-from allmem.schema import check_positive
 from allmem.serving.engine import (
+    MAX_WAITING,
     Engine,
     EngineLoad,
     EngineStopped,
@@ -73,16 +73,14 @@ class EmbeddedEngine(Engine):
         *,
         slots: int = 8,
         step_tokens: int | None = None,
-        max_waiting: int = 256,
+        max_waiting: int = MAX_WAITING,
         keep: int = 1,
         window: WindowConfig | None = None,
         chunk: int | None = None,
     ) -> None:
         if step_tokens is None:
             step_tokens = STEP_TOKENS.get(model.device.type, STEP_TOKENS_ELSEWHERE)
-        check_positive(slots=slots, step_tokens=step_tokens)
-        if max_waiting < 0:
-            raise AllMemError(f"max_waiting = {max_waiting} must be 0 (none waits) or more")
+        self.check_sizes(max_waiting, slots=slots, step_tokens=step_tokens)
         if keep < 0:
             raise AllMemError(f"keep = {keep} must be 0 (none) or more")
         self.slots, self.max_waiting = slots, max_waiting

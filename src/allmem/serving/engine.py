@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from allmem.errors import AllMemError
+from allmem.schema import check_positive
 from allmem.serving.sampling import SamplingParams
 
 __all__ = [
+    "MAX_WAITING",
     "Engine",
     "EngineLoad",
     "EngineStopped",
@@ -23,6 +25,10 @@ __all__ = [
     "GenerationRequest",
     "QueueFull",
 ]
+
+
+MAX_WAITING = 256
+"""Requests that may wait, where nothing is said."""
 
 
 class QueueFull(AllMemError):  # noqa: N818 (as asyncio names its own)
@@ -101,6 +107,17 @@ class Engine(ABC):
     """Requests that may wait."""
     vocabulary: int
     """Tokens that the model has embeddings for."""
+
+    @staticmethod
+    def check_sizes(max_waiting: int, **positive: int | None) -> None:
+        """Refuse sizes out of their range, by their names.
+
+        Raises:
+            AllMemError: naming the first.
+        """
+        check_positive(**positive)
+        if max_waiting < 0:
+            raise AllMemError(f"max_waiting = {max_waiting} must be 0 (none waits) or more")
 
     def admit(self, request: GenerationRequest, under_way: int) -> None:
         """Refuse a request that cannot be taken: because it is one too many, or because it would

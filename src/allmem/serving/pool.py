@@ -15,7 +15,7 @@ from allmem.config import WindowConfig
 from allmem.mixers.layer import LayerMixer, LayerState
 from allmem.models.flat import Group
 from allmem.models.modeling import AllMemForCausalLM
-from allmem.state import State, write_into
+from allmem.state import write_into
 
 __all__ = ["BySlot", "GrowingStates", "StatePool", "pool_for"]
 
@@ -54,7 +54,6 @@ class StatePool:
         window: WindowConfig | None = None,
         chunk: int | None = None,
     ) -> None:
-        self.slots = slots
         self._states = model.init_states(slots, model.device, window, chunk)
         self.by_slot = BySlot(self._states)
         self._beginning = model.init_states(1, model.device, window, chunk)
@@ -74,7 +73,7 @@ class StatePool:
     def go_on(self, slot: int, states: list[LayerState]) -> None:
         """Make a slot ready to go on from what ``copy_of`` gave."""
         for layer, state in enumerate(states):
-            _copy(self._view(layer, slot, slot + 1), state)
+            write_into(self._view(layer, slot, slot + 1), state)
 
     def take(self, mixed: LayerMixer, layer: int, group: Group) -> LayerState:
         """As ``States.take``."""
@@ -119,7 +118,6 @@ class GrowingStates:
         window: WindowConfig | None = None,
         chunk: int | None = None,
     ) -> None:
-        self.slots = slots
         self._model = model
         self._how = window, chunk
         self._states: dict[int, list[LayerState]] = {}
@@ -174,9 +172,3 @@ def _span(group: Group) -> tuple[int, int] | None:
         beside = torch.equal(slots, torch.arange(first, first + len(slots)))
         group.memo["span"] = (first, first + len(slots)) if beside else None
     return group.memo["span"]
-
-
-def _copy(into: State, source: State) -> None:
-    kept = into.tensors()
-    for name, tensor in source.tensors().items():
-        kept[name].copy_(tensor)

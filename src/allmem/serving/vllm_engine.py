@@ -19,8 +19,8 @@ from typing import Any
 from allmem.errors import AllMemError, first_line
 from allmem.folder import save_folder
 from allmem.opening import OpenedModel
-from allmem.schema import check_positive
 from allmem.serving.engine import (
+    MAX_WAITING,
     Engine,
     EngineLoad,
     EngineStopped,
@@ -35,7 +35,6 @@ SLOTS_ELSEWHERE = 64
 LONGEST = 2**18
 """Tokens of prompt and answer. The state does not grow with them, but vLLM keeps a row of ids of
 that length for every sequence."""
-MAX_WAITING = 256
 LONG_PROMPTS_PART = 2
 """A prompt takes at most one part in so many of a step, so that short ones are read beside it."""
 PAGE_PADDING = 2**20
@@ -70,7 +69,9 @@ class VLLMEngine(Engine):
         max_model_len: int = LONGEST,
         prefix_caching: bool = False,
     ) -> None:
-        check_positive(slots=slots, step_tokens=step_tokens, max_model_len=max_model_len)
+        self.check_sizes(
+            max_waiting, slots=slots, step_tokens=step_tokens, max_model_len=max_model_len
+        )
         kind = opened.model.device.type
         self.slots = SLOTS.get(kind, SLOTS_ELSEWHERE) if slots is None else slots
         self.max_waiting = max_waiting
@@ -79,7 +80,10 @@ class VLLMEngine(Engine):
         self.vocabulary = embeddings.weight.shape[0]
         self._streams = self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
-        state = sum(s.nbytes for s in opened.model.init_states(1, opened.model.device))
+        begun = opened.model.init_states(
+            1, opened.model.device, window=opened.window, chunk=opened.chunk
+        )
+        state = sum(layer.nbytes for layer in begun)
         self._state_bytes = state * self.slots
         self._folder = tempfile.TemporaryDirectory(prefix="allmem-vllm-")
         try:
