@@ -7,6 +7,8 @@ A step is a forward and a backward pass of ``Distillation`` and a step of AdamW,
 in the shape of Qwen3-0.6B, each in a process of its own. On a GPU the peak is what torch allocated;
 on a CPU (Linux) what the system counted as resident, above what was resident before the step.
 AdamW's moments are there from the beginning, as in every step but the first.
+
+Then one step under every policy of keeping less of it, timed: what each saves, and what it costs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import allmem
 from allmem.cost.training import TrainingMemory, training_memory
 from allmem.models.configuration import AllMemConfig
-from benchmarks.measure import markdown, record
+from benchmarks.measure import markdown, record, timing_of
 from benchmarks.occupied import ENVIRONMENT, forget_peak, peak
 from benchmarks.training_step import step_of, text_batch
 
@@ -36,6 +38,8 @@ MARGIN = 0.9
 """Share of a GPU that a step may take by the formula."""
 WARM_UP = 256
 """Half of the tokens of a step before the measured one, for what a process sets up once."""
+RUNS = 3
+"""Steps of a policy that are timed."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,16 @@ CASES = [
     Case(2, 24576, 4096, False, scale=0.25, vocabulary=8000),
     Case(2, 24576, 4096, True, scale=0.25, vocabulary=8000),
 ]
+POLICIES = [
+    Case(4, 8192, segment, checkpointed, 0.5, 8000, window=1024, sinks=64, chunk=1024)
+    for segment in (None, 4096, 2048)
+    for checkpointed in (False, True)
+]
+"""The same step, keeping less and less of it."""
 
 
-def step(case: Case, device: str) -> dict[str, Any]:
-    """Run a step; bytes before it and at its peak, seconds, and the loss."""
+def step(case: Case, device: str, timed: int) -> dict[str, Any]:
+    """Run a step; bytes before it and at its peak, and its loss. Then ``timed`` more: seconds."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
@@ -113,22 +123,28 @@ def step(case: Case, device: str) -> dict[str, Any]:
         one_step(warm_up)
         gc.collect()
         before = forget_peak(device)
-        begun = time.perf_counter()
         loss = one_step(batch)
+        highest = peak(device)
+        seconds = []
+        for _ in range(timed):
+            begun = time.perf_counter()
+            one_step(batch)
+            seconds.append(time.perf_counter() - begun)
         return {
             "before": before,
-            "peak": peak(device),
-            "seconds": time.perf_counter() - begun,
+            "peak": highest,
             "loss": loss / case.counted,
+            "seconds": seconds,
         }
 
 
-def measured(case: Case, device: str) -> dict[str, Any]:
-    """``step`` in a process of its own."""
+def measured(case: Case, device: str, timed: int = 0) -> dict[str, Any]:
+    """``step`` in a process of its own: one whose peak can be measured, or a common one, which does
+    not give each block of memory back to the system and is faster, where steps are timed."""
     command = [sys.executable, "-m", "benchmarks.step_memory", "--device", device]
     out = subprocess.run(
-        [*command, "--one", json.dumps(asdict(case))],
-        env=os.environ | ENVIRONMENT,
+        [*command, "--one", json.dumps(asdict(case)), "--timed", str(timed)],
+        env=os.environ if timed else os.environ | ENVIRONMENT,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -150,9 +166,28 @@ def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
         "measured (GB)": above,
         "formula (GB)": expected,
         "formula / measured": expected / above,
-        "seconds": found["seconds"],
         "loss": found["loss"],
     }
+
+
+def policies(device: str) -> list[dict[str, Any]]:
+    """``POLICIES`` measured: bytes and seconds, beside those of the step that keeps everything."""
+    rows: list[dict[str, Any]] = []
+    for case in POLICIES:
+        found = measured(case, device)
+        seconds = timing_of(measured(case, device, RUNS)["seconds"])
+        row = {
+            "segment": case.segment or "none",
+            "checkpoint_layers": case.checkpoint_layers,
+            "measured (GB)": (found["peak"] - found["before"]) / GB,
+            "seconds": seconds,
+        }
+        first = rows[0] if rows else row
+        row["of all kept, GB"] = row["measured (GB)"] / first["measured (GB)"]
+        row["of all kept, seconds"] = seconds.median / first["seconds"].median
+        rows.append(row)
+        print(row, flush=True)
+    return rows
 
 
 WHOLE = {
@@ -209,9 +244,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--name", default="step_memory")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--timed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(step(Case(**json.loads(options.one)), options.device)))
+        print(json.dumps(step(Case(**json.loads(options.one)), options.device, options.timed)))
         return
     cases = CASES
     if options.layers is not None:
@@ -231,10 +267,6 @@ def main() -> None:
     case, free = cases[0], f"{1 - MARGIN:.0%}"
     sizes = f"window {case.window}, sinks {case.sinks}, chunk {case.chunk}"
     loss = f"forward KL on the last {case.counted} tokens"
-    small_note = (
-        "Resident is more than allocated, which shows at small peaks: by torch's profiler the case "
-        "256, 2, 24576, 2048, True allocated 0.324 GB on a CPU (formula / allocated 0.90)."
-    )
     whole_note = (
         "Whole models were not run. By the formula for 24576 tokens, all counted, in GB; `fits` "
         f"leaves {free} of a GPU free:\n\n{markdown(models)}"
@@ -244,9 +276,17 @@ def main() -> None:
         "Formula: `training_memory`, without frozen and slow weights and moments.",
         f"bfloat16, one row of one document, {sizes}, full-rank memories, {loss}.",
         "Random weights in the shape of Qwen3-0.6B, or of a quarter of its width and 8000 words.",
-        small_note,
+        "Resident is more than allocated, which shows at small peaks.",
         whole_note,
     ]
+    if options.layers is None:
+        same, table = POLICIES[0], markdown(policies(options.device))
+        notes.append(
+            f"What it costs to keep less of a step: {same.layers} layers of "
+            f"{same.base().hidden_size} features, {same.length} tokens, window {same.window}, "
+            f"chunk {same.chunk}. Seconds (median of {RUNS}) are of another process than bytes, "
+            f"one that does not give memory back at once:\n\n{table}"
+        )
     record(options.name, "Memory of one training step", rows, notes)
 
 

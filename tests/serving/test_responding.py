@@ -16,8 +16,10 @@ from allmem.opening import OpenedModel
 from allmem.reading import Sampling
 from allmem.serving import installed
 from allmem.serving.embedded import EmbeddedEngine
+from allmem.serving.opening import suits_vllm
 from allmem.serving.responding import EngineResponder, responding
 from tests.distill.chats import make_student, write_prompts
+from tests.models.tiny import tiny_model
 
 GREEDY, DRAWN = Sampling(seed=0), Sampling(temperature=0.8, top_p=0.9, top_k=200, seed=0)
 NEW = 12
@@ -71,6 +73,27 @@ def test_a_file_tells_its_engine_and_is_gone_on_with_by_it_alone(
     assert header["engine"] == "embedded"
     with pytest.raises(AllMemError, match="engine"):
         collect(student, prompts, file, engine._sampling, max_new_tokens=NEW)
+
+
+def test_the_embedded_engine_answers_if_asked_for(student: OpenedModel, prompts: Prompts) -> None:
+    ids = [prompt.ids for prompt in prompts.listed]
+    asked = responding("embedded", student, prompts.end, GREEDY, max_new_tokens=NEW, slots=2)
+    with asked as (respond, together):
+        assert respond is not None
+        assert (respond.name, together) == ("embedded", 16)
+        found = respond(ids, range(len(ids)))
+    assert found == Responder(student, prompts.end, GREEDY, NEW)(ids, range(len(ids)))
+
+
+def test_states_that_grow_are_not_given_to_vllm_unasked(
+    student: OpenedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "find_spec", lambda name: object())
+    assert suits_vllm(student)
+    asked = OpenedModel(tiny_model(mixers=["full", "allmem"]), student.tokenizer)
+    assert not suits_vllm(asked)
+    with responding("auto", asked, 0, GREEDY, max_new_tokens=NEW, slots=2) as (respond, together):
+        assert (respond, together) == (None, 2)
 
 
 def test_vllm_is_asked_for_in_vain_where_it_is_not_installed(

@@ -35,6 +35,7 @@ class EngineName(StrEnum):
 
     auto = "auto"
     generate = "generate"
+    embedded = "embedded"
     vllm = "vllm"
 
 

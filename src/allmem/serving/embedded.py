@@ -25,15 +25,11 @@ from allmem.serving.engine import (
     EngineStopped,
     GeneratedToken,
     GenerationRequest,
+    usual_step_tokens,
 )
 from allmem.serving.scheduler import Event, Scheduler, Sequence
 
 __all__ = ["EmbeddedEngine"]
-
-STEP_TOKENS = {"cpu": 128}
-"""Where nothing is said: what a small model reads on two cores in some 0.3 seconds, for which
-answers that are being written have to wait."""
-STEP_TOKENS_ELSEWHERE = 2048
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +75,7 @@ class EmbeddedEngine(Engine):
         chunk: int | None = None,
     ) -> None:
         if step_tokens is None:
-            step_tokens = STEP_TOKENS.get(model.device.type, STEP_TOKENS_ELSEWHERE)
+            step_tokens = usual_step_tokens(model.device.type)
         self.check_sizes(max_waiting, slots=slots, step_tokens=step_tokens)
         if keep < 0:
             raise AllMemError(f"keep = {keep} must be 0 (none) or more")

@@ -12,7 +12,14 @@ from allmem.reading import recommendations, stop_ids
 from allmem.serving.engine import Engine
 from allmem.serving.installed import has_vllm, require_vllm
 
-__all__ = ["ENGINES", "EngineSettings", "ServedModel", "open_served"]
+__all__ = [
+    "ENGINES",
+    "EngineSettings",
+    "ServedModel",
+    "make_engine",
+    "open_served",
+    "suits_vllm",
+]
 
 ENGINES = ("auto", "embedded", "vllm")
 
@@ -53,8 +60,7 @@ def open_served(
     """Open a model and give it to an engine.
 
     Args:
-        engine: one of ``ENGINES``; ``auto`` takes vLLM where it is installed, unless the model has
-            layers whose state grows, which vLLM cannot hold.
+        engine: one of ``ENGINES``; ``auto`` takes vLLM where ``suits_vllm``.
 
     Raises:
         AllMemError: if the engine is not installed, or the model cannot be opened or served.
@@ -65,28 +71,37 @@ def open_served(
         # Before the model is loaded for it.
         require_vllm("use --engine embedded")
     opened = open_model()
-    constant = all(mixed.capabilities.constant_state for mixed in opened.model.mixers())
-    with_vllm = engine == "vllm" or (engine == "auto" and constant and has_vllm())
-    if with_vllm and settings.keep is not None:
-        raise AllMemError(
-            f"keep = {settings.keep} is of the engine embedded; vLLM has a prefix cache of its own "
-            "(vllm serve --enable-prefix-caching). Leave it out, or use --engine embedded"
-        )
+    if engine == "auto":
+        engine = "vllm" if suits_vllm(opened) else "embedded"
     return ServedModel(
-        _vllm(opened, settings) if with_vllm else _embedded(opened, settings),
+        make_engine(engine, opened, settings),
         opened.tokenizer,
         frozenset(stop_ids(opened.model, opened.tokenizer)),
         {thinking: recommendations(opened.model, thinking) for thinking in (False, True)},
     )
 
 
-def _vllm(opened: OpenedModel, settings: EngineSettings) -> Engine:
-    from allmem.serving.vllm_engine import VLLMEngine
+def suits_vllm(opened: OpenedModel) -> bool:
+    """Whether vLLM is installed, and can hold the model's states: none of them grows."""
+    return has_vllm() and all(mixed.capabilities.constant_state for mixed in opened.model.mixers())
 
-    return VLLMEngine(opened, **settings.given())
 
+def make_engine(engine: str, opened: OpenedModel, settings: EngineSettings) -> Engine:
+    """An engine, embedded or vllm, with an opened model in it.
 
-def _embedded(opened: OpenedModel, settings: EngineSettings) -> Engine:
+    Raises:
+        AllMemError: if it does not serve this model, or not with these settings.
+    """
+    # Only the chosen one is imported.
+    if engine == "vllm":
+        if settings.keep is not None:
+            raise AllMemError(
+                f"keep = {settings.keep} is of the engine embedded; vLLM has a prefix cache of its "
+                "own (vllm serve --enable-prefix-caching). Leave it out, or use --engine embedded"
+            )
+        from allmem.serving.vllm_engine import VLLMEngine
+
+        return VLLMEngine(opened, **settings.given())
     from allmem.serving.embedded import EmbeddedEngine
 
     return EmbeddedEngine(

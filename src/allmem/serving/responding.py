@@ -15,14 +15,17 @@ from allmem.errors import AllMemError, unknown_name
 from allmem.opening import OpenedModel
 from allmem.reading import Sampling, stop_ids
 from allmem.serving.engine import Engine, GenerationRequest
-from allmem.serving.installed import has_vllm, require_vllm
+from allmem.serving.installed import require_vllm
+from allmem.serving.opening import EngineSettings, make_engine, suits_vllm
 from allmem.serving.sampling import SamplingParams
 
 __all__ = ["ENGINES", "EngineResponder", "responding"]
 
-ENGINES = ("auto", "generate", "vllm")
+ENGINES = ("auto", "generate", "embedded", "vllm")
 AHEAD = 8
 """Prompts that an engine is given at once, for each that it can answer at the same time."""
+STEP_TOKENS = 1024
+"""More than a server's: nobody waits for the next token of an answer."""
 
 
 class EngineResponder:
@@ -86,7 +89,8 @@ def responding(
     """What answers a collection's prompts, and how many it should be given at once.
 
     Args:
-        engine: one of ``ENGINES``; ``auto`` is vLLM where it is installed.
+        engine: one of ``ENGINES``; ``auto`` is vLLM where it is installed and serves the model,
+            else ``generate``.
         opened: the student.
         end: the token that ends a response, beside those that the model knows.
         slots: prompts that are answered at the same time.
@@ -99,14 +103,22 @@ def responding(
     """
     if engine not in ENGINES:
         raise AllMemError(unknown_name("engine", engine, ENGINES))
-    if engine == "generate" or (engine == "auto" and not has_vllm()):
+    if engine == "auto":
+        engine = "vllm" if suits_vllm(opened) else "generate"
+    if engine == "generate":
         yield None, slots
         return
-    require_vllm("use --engine generate")
-    from allmem.serving.vllm_engine import VLLMEngine
-
+    if engine == "vllm":
+        require_vllm("use --engine generate")
     longest = AHEAD * slots
-    made = VLLMEngine(opened, slots=slots, max_waiting=longest)
+    settings = EngineSettings(
+        slots=slots,
+        step_tokens=STEP_TOKENS,
+        max_waiting=longest,
+        # No prompt goes on from another's answer.
+        keep=0 if engine == "embedded" else None,
+    )
+    made = make_engine(engine, opened, settings)
     stop = {end, *stop_ids(opened.model, opened.tokenizer)}
     responder = EngineResponder(made, stop, sampling, max_new_tokens)
     try:

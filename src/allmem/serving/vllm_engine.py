@@ -26,6 +26,7 @@ from allmem.serving.engine import (
     EngineStopped,
     GeneratedToken,
     GenerationRequest,
+    usual_step_tokens,
 )
 
 __all__ = ["VLLMEngine", "sampling_params"]
@@ -48,7 +49,8 @@ class VLLMEngine(Engine):
     Args:
         opened: the model. Its weights are written to a folder here, and not used any more.
         slots: sequences that are under way at once; each holds a state.
-        step_tokens: tokens that are read in one step; ``None`` for vLLM's own choice.
+        step_tokens: tokens that are read in one step, for which all answers wait; ``None`` for a
+            number that suits the device.
         max_waiting: requests that may wait for a slot.
         max_model_len: tokens of prompt and answer together.
         prefix_caching: keep the states of beginnings that several requests may share.
@@ -73,6 +75,8 @@ class VLLMEngine(Engine):
             max_waiting, slots=slots, step_tokens=step_tokens, max_model_len=max_model_len
         )
         kind = opened.model.device.type
+        if step_tokens is None:
+            step_tokens = usual_step_tokens(kind)
         self.slots = SLOTS.get(kind, SLOTS_ELSEWHERE) if slots is None else slots
         self.max_waiting = max_waiting
         self.max_model_len = max_model_len
@@ -97,7 +101,7 @@ class VLLMEngine(Engine):
                 max_num_seqs=self.slots,
                 enable_prefix_caching=prefix_caching,
                 **({} if prefix_caching else _room(state, self.slots)),
-                **_step(step_tokens, self.slots),
+                **_step(step_tokens, self.slots, max_model_len),
             )
         except BaseException:
             self._folder.cleanup()
@@ -223,12 +227,11 @@ def _room(state: int, slots: int) -> dict[str, int]:
     }
 
 
-def _step(step_tokens: int | None, slots: int) -> dict[str, int]:
-    if step_tokens is None:
-        return {}
+def _step(step_tokens: int, slots: int, longest: int) -> dict[str, int]:
     # A step must hold a token of every sequence.
     tokens = max(step_tokens, slots)
-    part = max(tokens // LONG_PROMPTS_PART, 1)
+    # vLLM refuses a part that no prompt can be as long as.
+    part = min(max(tokens // LONG_PROMPTS_PART, 1), longest)
     return {"max_num_batched_tokens": tokens, "long_prefill_token_threshold": part}
 
 

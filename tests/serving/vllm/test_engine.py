@@ -114,6 +114,17 @@ def test_a_closed_stream_frees_its_slot(owner: Owner) -> None:
     owner.run(test())
 
 
+def test_a_short_prompt_is_answered_beside_a_long_one(owner: Owner) -> None:
+    async def test() -> None:
+        book = asyncio.create_task(answer(owner.engine, GenerationRequest((7,) * 480, 1, GREEDY)))
+        await asyncio.sleep(0)
+        assert len(await answer(owner.engine, GenerationRequest((5, 6), 2, GREEDY))) == 2
+        assert not book.done()
+        assert len(await book) == 1
+
+    owner.run(test())
+
+
 def test_a_full_queue_is_told(owner: Owner) -> None:
     async def test() -> None:
         endless = GenerationRequest((5, 6, 7), 400)
