@@ -50,9 +50,9 @@ def hidden_states(model: Any, ids: Tensor) -> dict[int, Tensor]:
     def keep(layer: int) -> Any:
         return lambda _, args, kwargs: found.update({layer: kwargs["hidden_states"]})
 
+    layers: Any = decoder_layers(model)
     handles = [
-        decoder_layers(model)[i].self_attn.register_forward_pre_hook(keep(i), with_kwargs=True)
-        for i in LAYERS
+        layers[i].self_attn.register_forward_pre_hook(keep(i), with_kwargs=True) for i in LAYERS
     ]
     model(ids, logits_to_keep=1)
     for handle in handles:

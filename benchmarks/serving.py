@@ -264,7 +264,8 @@ async def _beside(
     url: str, process: psutil.Process, book: Asked, asked: Sequence[Asked]
 ) -> tuple[Answered, list[Answered], float]:
     """The book's answer, those of the questions that were asked meanwhile, and the most MB."""
-    answers, most = [], resident(process)
+    answers: list[Answered] = []
+    most = resident(process)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
         reading = asyncio.create_task(ask(client, book))
         while not reading.done():

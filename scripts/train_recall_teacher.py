@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from allmem.data.recall import IGNORED, RecallTask
+from allmem.data.labels import IGNORED
+from allmem.data.recall import RecallTask
 
 SEED = 0
 WARMUP = 100
