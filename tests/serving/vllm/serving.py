@@ -30,12 +30,16 @@ STEP_TOKENS = 23
 """Of all sequences together: prompts are cut anywhere, and no chunk or window is a divisor."""
 
 
-@torch.no_grad()
 def calm_model(name: str = "llama", **options: Any) -> AllMemForCausalLM:
     """A tiny model with random slow weights, whose logits another order of sums hardly changes."""
-    model = tiny_model(name, **options)
-    for parameter_name, parameter in model.memory_parameters().items():
-        if parameter_name.endswith("eta.bias"):
+    return calmed(tiny_model(name, **options))
+
+
+@torch.no_grad()
+def calmed(model: AllMemForCausalLM) -> AllMemForCausalLM:
+    """With rates at which an error hardly grows."""
+    for name, parameter in model.memory_parameters().items():
+        if name.endswith("eta.bias"):
             parameter.fill_(CALM)
     return model.eval()
 
