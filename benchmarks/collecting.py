@@ -35,7 +35,7 @@ ASKED = (
     "Explain in detail how a {} works.",
 )
 SIZES: dict[str, Any] = {"window": 512, "sinks": 4, "chunk": 256}
-LONGEST = 256
+LONGEST = 128
 """Tokens of an answer."""
 
 
