@@ -173,7 +173,7 @@ def running(
     service = make_service(engine, limits, **options)
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
-    server = make_server(create_app(service, api_key=api_key), 5, ready.set)
+    server = make_server(create_app(service, api_key=api_key), service.limits, 5, ready.set)
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     assert ready.wait(10)

@@ -23,6 +23,11 @@ def guarded(engine: FakeEngine) -> Iterator[Running]:
         yield server
 
 
+def everything(connection: socket.socket) -> bytes:
+    """What a server says until it hangs up."""
+    return b"".join(iter(lambda: connection.recv(10_000), b""))
+
+
 def test_a_key_opens_what_it_protects(engine: FakeEngine) -> None:
     with running(engine, api_key=KEY) as server:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}):
@@ -74,9 +79,26 @@ def test_a_slow_body_is_not_waited_for_and_blocks_nobody(guarded: Running) -> No
         slow.sendall(head.encode())
         slow.sendall(b" ")
         assert guarded.post().status_code == 200
-        said = slow.recv(10_000).decode()
+        said = everything(slow).decode()
     assert said.startswith("HTTP/1.1 408")
     assert "body_timeout" in said
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(tokenizer: Any) -> None:
+    # An answer that takes longer than a head may is not cut off.
+    engine = FakeEngine(tokenizer, pause=0.4)
+    with running(engine, Limits(head_timeout=1)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        get = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        for said in (b"", b"GET /hea", get + b"GET /hea"):
+            with socket.create_connection((host, int(port))) as slow:
+                slow.settimeout(20)
+                slow.sendall(said)
+                heard = everything(slow)
+            assert heard.count(b"HTTP/1.1 200") == said.count(get)
+        answer = server.post()
+        assert answer.elapsed.total_seconds() > 1
+        assert answer.json()["choices"][0]["finish_reason"] == "stop"
 
 
 def test_a_client_that_reads_nothing_blocks_nobody(tokenizer: Any) -> None:

@@ -28,6 +28,8 @@ class Limits:
     timeout: float = 600.0
     """Seconds from the first to the last token of a request, waiting for a slot included."""
     max_body_bytes: int = 16_000_000
+    head_timeout: float = 60.0
+    """Seconds in which a request's head must have come."""
     body_timeout: float = 60.0
     """Seconds in which a body must have come."""
     silence: float = 10.0
@@ -43,7 +45,7 @@ class Limits:
             max_choices=self.max_choices,
             max_body_bytes=self.max_body_bytes,
         )
-        for name in ("timeout", "body_timeout", "silence", "send_timeout"):
+        for name in ("timeout", "head_timeout", "body_timeout", "silence", "send_timeout"):
             seconds = getattr(self, name)
             if not 0 < seconds < float("inf"):
                 raise AllMemError(f"{name} = {seconds} must be a number of seconds above 0")

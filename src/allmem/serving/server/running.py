@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from allmem.serving.server.connections import connections_of
+from allmem.serving.server.limits import Limits
 from allmem.serving.server.service import Service
 
 __all__ = ["make_server", "run"]
@@ -43,17 +45,17 @@ def run(
     Raises:
         AllMemError: if the engine cannot be started.
     """
-    server = make_server(app, grace, ready, verbose=verbose)
+    server = make_server(app, service.limits, grace, ready, verbose=verbose)
     asyncio.run(_serve(server, service, sock, grace))
 
 
 def make_server(
-    app: FastAPI, grace: float, ready: Callable[[], None], *, verbose: bool = False
+    app: FastAPI, limits: Limits, grace: float, ready: Callable[[], None], *, verbose: bool = False
 ) -> uvicorn.Server:
     """A server without an engine's start, signals and end; arguments as for ``run``."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=connections_of(limits.head_timeout),
         ws="none",
         lifespan="off",
         log_level="info" if verbose else "warning",
