@@ -88,7 +88,7 @@ def command(
     ] = 8,
     engine: Annotated[
         EngineName,
-        typer.Option("--engine", help="What answers; auto is vLLM where it is installed."),
+        typer.Option("--engine", help="What answers; auto is vLLM where it is installed, else embedded."),
     ] = EngineName.auto,
     thinking: Thinking = False,
     verbose: Verbose = False,

@@ -90,7 +90,7 @@ def responding(
 
     Args:
         engine: one of ``ENGINES``; ``auto`` is vLLM where it is installed and serves the model,
-            else ``generate``.
+            else the embedded engine, which was faster than ``generate`` (docs/distillation.md).
         opened: the student.
         end: the token that ends a response, beside those that the model knows.
         slots: prompts that are answered at the same time.
@@ -104,12 +104,12 @@ def responding(
     if engine not in ENGINES:
         raise AllMemError(unknown_name("engine", engine, ENGINES))
     if engine == "auto":
-        engine = "vllm" if suits_vllm(opened) else "generate"
+        engine = "vllm" if suits_vllm(opened) else "embedded"
     if engine == "generate":
         yield None, slots
         return
     if engine == "vllm":
-        require_vllm("use --engine generate")
+        require_vllm("use --engine embedded")
     longest = AHEAD * slots
     settings = EngineSettings(
         slots=slots,
