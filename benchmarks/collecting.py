@@ -4,8 +4,8 @@
 
 SmolLM2-135M-Instruct, as it is converted, answers questions that call for short answers and
 questions that call for long ones. Timed is the collecting; what an engine takes to start stands
-beside. Each engine draws its random numbers in its own way, so answers differ, and tokens a second
-are what compares.
+beside. vLLM draws its random numbers in its own way, so its answers differ, and tokens a second are
+what compares.
 """
 
 from __future__ import annotations
