@@ -88,7 +88,9 @@ def command(
     ] = 8,
     engine: Annotated[
         EngineName,
-        typer.Option("--engine", help="What answers; auto is vLLM where it is installed, else embedded."),
+        typer.Option(
+            "--engine", help="What answers; auto is vLLM where it is installed, else embedded."
+        ),
     ] = EngineName.auto,
     thinking: Thinking = False,
     verbose: Verbose = False,
