@@ -16,7 +16,7 @@ from allmem.opening import OpenedModel
 from allmem.reading import Sampling
 from allmem.serving import installed
 from allmem.serving.embedded import EmbeddedEngine
-from allmem.serving.opening import suits_vllm
+from allmem.serving.opening import settled
 from allmem.serving.responding import EngineResponder, responding
 from tests.distill.chats import make_student, write_prompts
 from tests.models.tiny import tiny_model
@@ -89,9 +89,8 @@ def test_states_that_grow_are_not_given_to_vllm_unasked(
     student: OpenedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installed, "find_spec", lambda name: object())
-    assert suits_vllm(student)
+    assert settled("auto", student) == "vllm"
     asked = OpenedModel(tiny_model(mixers=["full", "allmem"]), student.tokenizer)
-    assert not suits_vllm(asked)
     with responding("auto", asked, 0, GREEDY, max_new_tokens=NEW, slots=2) as (respond, _):
         assert respond is not None
         assert respond.name == "embedded"

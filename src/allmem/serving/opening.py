@@ -18,7 +18,7 @@ __all__ = [
     "ServedModel",
     "make_engine",
     "open_served",
-    "suits_vllm",
+    "settled",
 ]
 
 ENGINES = ("auto", "embedded", "vllm")
@@ -60,7 +60,7 @@ def open_served(
     """Open a model and give it to an engine.
 
     Args:
-        engine: one of ``ENGINES``; ``auto`` takes vLLM where ``suits_vllm``.
+        engine: one of ``ENGINES``.
 
     Raises:
         AllMemError: if the engine is not installed, or the model cannot be opened or served.
@@ -71,19 +71,21 @@ def open_served(
         # Before the model is loaded for it.
         require_vllm("use --engine embedded")
     opened = open_model()
-    if engine == "auto":
-        engine = "vllm" if suits_vllm(opened) else "embedded"
     return ServedModel(
-        make_engine(engine, opened, settings),
+        make_engine(settled(engine, opened), opened, settings),
         opened.tokenizer,
         frozenset(stop_ids(opened.model, opened.tokenizer)),
         {thinking: recommendations(opened.model, thinking) for thinking in (False, True)},
     )
 
 
-def suits_vllm(opened: OpenedModel) -> bool:
-    """Whether vLLM is installed, and can hold the model's states: none of them grows."""
-    return has_vllm() and all(mixed.capabilities.constant_state for mixed in opened.model.mixers())
+def settled(engine: str, opened: OpenedModel) -> str:
+    """Which engine ``auto`` stands for: vLLM where it is installed and can hold the model's states,
+    none of which may grow, else the embedded one. Others stand for themselves."""
+    if engine != "auto":
+        return engine
+    constant = all(mixed.capabilities.constant_state for mixed in opened.model.mixers())
+    return "vllm" if constant and has_vllm() else "embedded"
 
 
 def make_engine(engine: str, opened: OpenedModel, settings: EngineSettings) -> Engine:

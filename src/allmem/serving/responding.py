@@ -16,7 +16,7 @@ from allmem.opening import OpenedModel
 from allmem.reading import Sampling, stop_ids
 from allmem.serving.engine import Engine, GenerationRequest
 from allmem.serving.installed import require_vllm
-from allmem.serving.opening import EngineSettings, make_engine, suits_vllm
+from allmem.serving.opening import EngineSettings, make_engine, settled
 from allmem.serving.sampling import SamplingParams
 
 __all__ = ["ENGINES", "EngineResponder", "responding"]
@@ -89,8 +89,8 @@ def responding(
     """What answers a collection's prompts, and how many it should be given at once.
 
     Args:
-        engine: one of ``ENGINES``; ``auto`` is vLLM where it is installed and serves the model,
-            else the embedded engine, which was faster than ``generate`` (docs/distillation.md).
+        engine: one of ``ENGINES``; ``auto`` as for a server, where even the embedded engine is
+            faster than ``generate`` (docs/distillation.md).
         opened: the student.
         end: the token that ends a response, beside those that the model knows.
         slots: prompts that are answered at the same time.
@@ -103,8 +103,7 @@ def responding(
     """
     if engine not in ENGINES:
         raise AllMemError(unknown_name("engine", engine, ENGINES))
-    if engine == "auto":
-        engine = "vllm" if suits_vllm(opened) else "embedded"
+    engine = settled(engine, opened)
     if engine == "generate":
         yield None, slots
         return
