@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 
@@ -20,6 +17,7 @@ pytest.importorskip("vllm")
 
 from allmem.folder import save_folder
 from allmem.opening import OpenedModel
+from benchmarks.serving import Asked, ask_all, server
 from tests.distill.chats import make_student, write_prompts
 from tests.serving.vllm.serving import calmed, prompts_of
 
@@ -43,41 +41,24 @@ def folder(student: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> st
     return str(save_folder(student.model, student.tokenizer, path))
 
 
-def allmem(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "allmem", *arguments]
-
-
-async def completions(url: str, prompts: Sequence[list[int]]) -> list[str]:
-    """All asked at once."""
-
-    async def ask(client: httpx.AsyncClient, prompt: list[int]) -> str:
-        body = {"prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
-        response = await client.post("/completions", json={"model": "m", **body})
-        assert response.status_code == 200, response.text
-        return response.json()["choices"][0]["text"]
-
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
-        return await asyncio.gather(*(ask(client, prompt) for prompt in prompts))
+@torch.no_grad()
+def as_generate(student: OpenedModel, prompt: list[int]) -> Asked:
+    """A prompt, and what ``generate`` answers to it alone."""
+    ids = torch.tensor([prompt])
+    whole = student.model.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+    said = student.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
+    return Asked(prompt, said)
 
 
 def test_serve_answers_as_generate_and_ends_in_good_order(
     student: OpenedModel, folder: str
 ) -> None:
-    options = ["--engine", "vllm", "--port", "0", "--name", "m", "--slots", "3"]
-    served = subprocess.Popen(allmem("serve", folder, *options), stdout=subprocess.PIPE, text=True)
-    try:
-        assert served.stdout is not None
-        addresses = (re.search(r"http://\S+/v1", line) for line in served.stdout)
-        url = next(found[0] for found in addresses if found)
-        found = asyncio.run(completions(url, PROMPTS))
-        served.send_signal(signal.SIGTERM)
-        assert served.wait(PATIENCE) == 0
-    finally:
-        served.kill()
-    for prompt, text in zip(PROMPTS, found, strict=True):
-        ids = torch.tensor([prompt])
-        whole = student.model.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
-        assert text == student.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
+    asked = [as_generate(student, prompt) for prompt in PROMPTS]
+    with server(folder, "vllm", "--slots", "3") as (url, process):
+        answers, _ = asyncio.run(ask_all(url, asked, len(asked), NEW))
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert [answer.right for answer in answers] == [True] * len(asked)
 
 
 def test_collect_collects_what_generate_would(folder: str, tmp_path: Path) -> None:
@@ -85,10 +66,12 @@ def test_collect_collects_what_generate_would(folder: str, tmp_path: Path) -> No
         path = tmp_path / f"{engine}.jsonl"
         files = ["--prompts", write_prompts(tmp_path), "--output", str(path)]
         how = ["--temperature", "0", "--max-new-tokens", str(NEW), "--engine", engine]
-        subprocess.run(allmem("collect", folder, *files, *how), check=True)
+        subprocess.run(
+            [sys.executable, "-m", "allmem", "collect", folder, *files, *how], check=True
+        )
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     (header, *theirs), (_, *ours) = collected("vllm"), collected("generate")
     assert header["engine"] == "vllm"
-    key = "number"
-    assert sorted(theirs, key=lambda row: row[key]) == sorted(ours, key=lambda row: row[key])
+    by_number = itemgetter("number")
+    assert sorted(theirs, key=by_number) == sorted(ours, key=by_number)
