@@ -16,7 +16,7 @@ from torch import Tensor
 
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
-from tests.models.tiny import text, tiny_model
+from tests.models.tiny import base_model, text, tiny_model
 
 CALM = -7.0
 """Of the rates' bias. At the rates of the other tests every write is clipped, and a rounding error
@@ -51,6 +51,14 @@ def prompts_of(*lengths: int) -> list[list[int]]:
 MIXED = prompts_of(1, 2, 3, 5, 11, 13, 24, 40, 61, 77, 100, 120)
 """Twelve prompts, some shorter than a chunk, some many windows long."""
 
+CACHED = {"enable_prefix_caching": True, "block_size": 8, "disable_log_stats": False}
+"""With snapshots every 8 tokens."""
+
+
+def saved_base(folder: Path, name: str, seed: int = 0) -> Path:
+    base_model(name, seed).save_pretrained(folder / "base")
+    return folder / "base"
+
 
 @contextmanager
 def serving(model: str | Path, **options: Any) -> Iterator[Any]:
@@ -76,6 +84,10 @@ def serving(model: str | Path, **options: Any) -> Iterator[Any]:
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def metric(llm: Any, name: str) -> float:
+    return sum(m.value for m in llm.get_metrics() if m.name == name)
 
 
 def greedy(tokens: int) -> Any:

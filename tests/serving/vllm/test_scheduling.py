@@ -4,7 +4,6 @@ that hands one sequence's slot to another."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,19 +14,19 @@ from allmem.serving.vllm import step
 from allmem.serving.vllm.checks import SNAPSHOT_TOKENS
 from allmem.serving.vllm.slots import StateSlots
 from tests.serving.vllm.serving import (
+    CACHED,
     MIXED,
     STEP_TOKENS,
     answers,
     assert_as_generate,
     calm_model,
     greedy,
+    metric,
     prompts_of,
     serving,
 )
 
 pytestmark = pytest.mark.vllm
-
-CACHED = {"enable_prefix_caching": True, "block_size": 8, "disable_log_stats": False}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,3 @@ def test_snapshots_are_few_unless_asked_for(model: AllMemForCausalLM, folder: Pa
         found = [answers(llm, [prompt])[0] for prompt in prompts]
         assert metric(llm, "vllm:prefix_cache_hits") == SNAPSHOT_TOKENS
     assert_as_generate(model, prompts, found)
-
-
-def metric(llm: Any, name: str) -> float:
-    return sum(m.value for m in llm.get_metrics() if m.name == name)

@@ -22,22 +22,18 @@ from allmem.models.adapter import save_adapter
 from allmem.models.decoding import VARIABLE
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.serving import vllm as plugin
-from tests.models.tiny import C, W, base_model, tiny_model
+from tests.models.tiny import C, W, tiny_model
 from tests.serving.vllm.serving import (
     MIXED,
     answers,
     assert_as_generate,
     calm_model,
     prompts_of,
+    saved_base,
     serving,
 )
 
 pytestmark = pytest.mark.vllm
-
-
-def saved_base(folder: Path, name: str, seed: int = 0) -> Path:
-    base_model(name, seed).save_pretrained(folder / "base")
-    return folder / "base"
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,19 @@ pytest.importorskip("vllm")
 
 from allmem.config import WindowConfig
 from allmem.models import compiled
+from allmem.models.adapter import save_adapter
 from allmem.models.decoding import VARIABLE
 from allmem.serving.vllm import step
 from tests.models.tiny import BASES, C
 from tests.serving.vllm.serving import (
+    CACHED,
     MIXED,
     answers,
     assert_as_generate,
     calm_model,
+    metric,
     prompts_of,
+    saved_base,
     serving,
 )
 
@@ -110,13 +114,26 @@ def test_bfloat16(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_fifty_prompts_of_up_to_four_thousand_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["folder", "preempted, with a prefix cache", "base and adapter"])
+def test_fifty_prompts_of_up_to_four_thousand_tokens(how: str, tmp_path: Path) -> None:
     model = calm_model("qwen3")
-    model.save_pretrained(tmp_path)
+    folder, options = tmp_path / "model", dict[str, Any]()
+    if how == "base and adapter":
+        save_adapter(model, tmp_path / "memory")
+        folder = saved_base(tmp_path, "qwen3")
+        wishes = {"allmem_adapter": str(tmp_path / "memory")}
+        options = {"config_format": "allmem", "hf_overrides": wishes}
+    else:
+        model.save_pretrained(folder)
+    if how == "preempted, with a prefix cache":
+        # Every sequence needs another slot now and then, and there are too few for eight.
+        options = {**CACHED, "block_size": 32, "num_gpu_blocks_override": 12}
     generator = torch.Generator().manual_seed(0)
     lengths = (4000 ** torch.rand(48, generator=generator)).long().tolist()
     prompts = prompts_of(1, 4000, *lengths)
-    options = {"max_num_seqs": 8, "max_num_batched_tokens": 200, "max_model_len": 4096}
-    with serving(tmp_path, **options) as llm:
+    sizes = {"max_num_seqs": 8, "max_num_batched_tokens": 200, "max_model_len": 4096}
+    with serving(folder, **sizes, **options) as llm:
         found = answers(llm, prompts, tokens=32)
+        if "enable_prefix_caching" in options:
+            assert metric(llm, "vllm:num_preemptions") > 0
     assert_as_generate(model, prompts, found)
