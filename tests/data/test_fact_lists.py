@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from allmem.data.fact_lists import HELD_OUT, NAMES, FactLists, FactWriter
+from allmem.data.fact_lists import FactLists, FactWriter
+from allmem.data.made_rows import HELD_OUT, NAMES
 from allmem.errors import AllMemError
 from tests.data.tokenizers import small_tokenizer
 

@@ -15,14 +15,12 @@ Letters: T tokens of a row.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from allmem.data.labels import IGNORED
-from allmem.documents import LEARNED, load_book, read_document
+from allmem.data.made_rows import HELD_OUT, Prose, as_row, check_lengths, names_for
 from allmem.errors import AllMemError
 from allmem.prompts import plain_ids, plain_spans, start_ids
 from allmem.schema import check_positive
@@ -31,22 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["FactLists", "FactWriter"]
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-NAMES = _words(
-    "Anna Bob Carl David Emma Frank George Henry Jack Kate Laura Mark Nina Oliver Peter Robert "
-    "Sarah Thomas Victor William Alice Daniel Edward Grace Helen James John Mary Paul Simon Susan "
-    "Tony Adam Ben Chris Eric Ian Jane Kevin Lisa Martin Michael Nick Oscar Philip Rachel Richard "
-    "Sam Steve Tim Tom Walter Amy Charlie Diana Emily Fred Harry Jim Joe Julia Karen Leo Lucy Max "
-    "Rose Ruth Ryan Sophie Stephen Matthew Andrew Anthony Brian Jason Joseph Jennifer Linda Nancy "
-    "Patricia Barbara Betty Sandra Donna Carol Michelle Kimberly Jessica"
-)
-HELD_OUT = 24
-"""The first so many names occur in held-out rows alone."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +56,12 @@ class FactLists:
 
     def __post_init__(self) -> None:
         check_positive(digits=self.digits)
-        for name in ("counts", "forms", "gaps", "scattered"):
-            if not getattr(self, name):
-                raise AllMemError(f"{name} is empty; name at least one")
+        check_lengths(0, counts=self.counts, gaps=self.gaps, scattered=self.scattered)
+        if not self.forms:
+            raise AllMemError("forms is empty; name at least one")
         for count in self.counts:
             if not 2 <= count <= HELD_OUT:
                 raise AllMemError(f"counts: {count} must lie between 2 and {HELD_OUT}")
-        for length in (*self.gaps, *self.scattered):
-            if length < 0:
-                raise AllMemError(f"gaps and scattered: {length} must be 0 or more")
         for form in self.forms:
             if form.count("{name}") != 1 or form.count("{number}") != 1:
                 raise AllMemError(f"forms: {form!r} must hold {{name}} and {{number}} once each")
@@ -106,7 +85,13 @@ class FactWriter:
     ) -> None:
         self.facts, self.tokenizer, self.window = facts, tokenizer, window
         self.seed, self.held_out = seed, held_out
-        self.names = NAMES[:HELD_OUT] if held_out else NAMES[HELD_OUT:]
+        self.names = names_for(held_out)
+        self.prose = Prose(tokenizer, facts.prose)
+
+    @property
+    def identity(self) -> str:
+        """Everything that was chosen, in words."""
+        return f"{self.facts} beyond {self.window}, seed {self.seed}"
 
     def row(self, number: int) -> dict[str, Tensor]:
         """Row ``number``: ``input_ids``, ``labels``, ``position_ids``, [T] each.
@@ -114,8 +99,6 @@ class FactWriter:
         Raises:
             AllMemError: if no answer of it is older than the window.
         """
-        import torch
-
         facts = self.facts
         draw = random.Random(f"{self.seed} {self.held_out} facts {number}")
         form = draw.choice(facts.forms)
@@ -152,11 +135,7 @@ class FactWriter:
                 f"a row of {len(ids)} tokens has no fact older than the window of {self.window}; "
                 "give more facts, a longer gap, or a smaller window"
             )
-        return {
-            "input_ids": torch.tensor(ids),
-            "labels": torch.tensor(labels),
-            "position_ids": torch.arange(len(ids)),
-        }
+        return as_row(ids, labels)
 
     def _fact(self, form: str, name: str, value: str) -> tuple[list[int], list[bool]]:
         """The tokens of a fact, and which of them are the number."""
@@ -169,22 +148,15 @@ class FactWriter:
         ]
 
     def _prose(self, draw: random.Random, length: int) -> list[int]:
+        """A stretch of prose that ends a line."""
         if length == 0:
             return []
-        prose = self._prose_ids
-        begin = draw.randrange(len(prose) - length)
-        return [*prose[begin : begin + length - 1], *self._line_end]
+        # The stretch is drawn whole and its last token replaced.
+        return [*self.prose.excerpt(draw, length)[:-1], *self._line_end]
 
     @cached_property
-    def _line_end(self) -> Sequence[int]:
+    def _line_end(self) -> list[int]:
         return plain_ids(self.tokenizer, "\n")
-
-    @cached_property
-    def _prose_ids(self) -> list[int]:
-        name = self.facts.prose
-        text = load_book(LEARNED) if name is None else read_document(name)
-        # Numbers would be told from the facts by chance alone.
-        return plain_ids(self.tokenizer, re.sub(r"[0-9\n]+", " ", text))
 
     @property
     def longest(self) -> int:

@@ -13,10 +13,14 @@ from accelerate import PartialState
 from torch import Tensor
 
 from allmem.data import Sequences
-from allmem.data.fact_lists import FactWriter
+from allmem.data.fact_lists import FactLists, FactWriter
+from allmem.data.interviews import Interviewer, Interviews
+from allmem.data.made_rows import RowWriter
+from allmem.data.recitations import Recitations, Reciter
 from allmem.data.shards import read_index
 from allmem.distill.config import DistillConfig
 from allmem.distill.evaluate import Comparison
+from allmem.distill.mixture import MixedRows
 from allmem.distill.online import online_rows
 from allmem.distill.progress import Step
 from allmem.distill.recipe import (
@@ -27,7 +31,7 @@ from allmem.distill.recipe import (
     recipe_text,
 )
 from allmem.distill.responses import response_rows
-from allmem.distill.rows import FactRows, FolderRows, ListRows, Row, Rows, TextRows, held_out_rows
+from allmem.distill.rows import FolderRows, ListRows, MadeRows, Row, Rows, TextRows, held_out_rows
 from allmem.distill.run import Outcome, distill
 from allmem.distill.run_files import prepare_folder
 from allmem.distill.teacher import OtherModel, Stored, Teacher
@@ -41,6 +45,13 @@ __all__ = ["read_rows", "run_recipe"]
 
 HELD_OUT_SHARE = 0.1
 """Of the last text, where no other is named."""
+
+WRITERS: dict[type, Callable[..., RowWriter]] = {
+    FactLists: FactWriter,
+    Recitations: Reciter,
+    Interviews: Interviewer,
+}
+"""Who makes the rows of a source."""
 
 
 def run_recipe(
@@ -100,7 +111,8 @@ def read_rows(
     """The training rows and the held-out ones.
 
     Args:
-        window: that facts are older than; ``None`` for the model's, or the largest that is drawn.
+        window: that what made rows ask for is older than; ``None`` for the model's, or the largest
+            that is drawn.
 
     Raises:
         AllMemError: if a file is missing, or too short for a row.
@@ -108,13 +120,16 @@ def read_rows(
     tokenizer, seed = opened.tokenizer, training.seed
     if source.on_policy is not None:
         return _online(source, source.on_policy, opened, training)
-    if source.facts is not None:
+    if source.mixture:
+        return _mixed(source, opened, training, window)
+    if (made := source.made) is not None:
         sizes = training.random
         if window is None:
             window = opened.model.config.window if sizes is None else max(sizes.windows)
-        writer = FactWriter(source.facts, tokenizer, window, seed)
-        judge = FactWriter(source.facts, tokenizer, window, seed, held_out=True)
-        return FactRows(writer), [judge.row(i) for i in range(source.evaluated)]
+        kind = WRITERS[type(made)]
+        judge = kind(made, tokenizer, window, seed, held_out=True)
+        own = MadeRows(kind(made, tokenizer, window, seed))
+        return own, [judge.row(i) for i in range(source.evaluated)]
     if source.folder is not None:
         back = 0 if source.held_out else source.evaluated
         folder = FolderRows(source.folder, source.mix or None, seed, held_back=back)
@@ -144,6 +159,20 @@ def read_rows(
         documents[-1], other = last[:cut], last[cut:]
     rows = TextRows(Sequences(documents, source.length, seed))
     return rows, held_out_rows(other, source.length, source.evaluated)
+
+
+def _mixed(
+    source: DataSource, opened: OpenedModel, training: DistillConfig, window: int | None
+) -> tuple[Rows, list[Row]]:
+    """Rows of every part in turn; judged by some of each."""
+    each = max(1, source.evaluated // len(source.mixture))
+    parts, judged = [], []
+    for share, part in source.parts:
+        part = dataclasses.replace(part, evaluated=each)
+        rows, held_out = read_rows(part, opened, training, window)
+        parts.append((share, rows))
+        judged += held_out
+    return MixedRows(parts), judged
 
 
 def _online(

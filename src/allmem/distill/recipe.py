@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from allmem.choices import Conversion
 from allmem.data.fact_lists import FactLists
+from allmem.data.interviews import Interviews
+from allmem.data.recitations import Recitations
 from allmem.distill.config import DistillConfig
 from allmem.errors import AllMemError, unknown_name
 from allmem.schema import build_from, check_positive, override, read_yaml
@@ -58,10 +60,19 @@ class OnPolicySource:
             raise AllMemError(f"share = {self.share} must lie above 0 and up to 1")
 
 
+SOURCES = ("folder", "texts", "responses", "facts", "recitations", "interviews", "mixture")
+"""The keys of a data source that name rows."""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
 @dataclass(frozen=True)
 class DataSource:
-    """What to learn from. Give one of ``folder``, ``texts``, ``responses``, ``facts`` and
-    ``on_policy``; one of the others beside the last if that has a share below 1.
+    """What to learn from. Give one of ``folder``, ``texts``, ``responses``, ``facts``,
+    ``recitations``, ``interviews``, ``mixture`` and ``on_policy``; one of the others beside the
+    last if that has a share below 1.
 
     Raises:
         AllMemError: if none or several are given, or a number is not positive.
@@ -75,6 +86,13 @@ class DataSource:
     """Made by ``allmem collect``: the student's own answers (offline on-policy distillation)."""
     facts: FactLists | None = None
     """Lists of facts that are made as they are read; nothing is learned of them but to recall."""
+    recitations: Recitations | None = None
+    """Prose that is said twice, made as it is read."""
+    interviews: Interviews | None = None
+    """Chats about facts that prose hides, made as they are read."""
+    mixture: tuple[dict[str, Any], ...] = ()
+    """Several sources in turn: the keys of each, and ``share``, how many of its rows come in a
+    turn (default 1)."""
     on_policy: OnPolicySource | None = None
     mix: dict[str, float] = field(default_factory=dict)
     """Of a folder: length class -> share of the rows; default: all in proportion."""
@@ -87,27 +105,50 @@ class DataSource:
     """Held-out rows: eight of a thousand tokens tell a tenth of the window's KL."""
 
     def __post_init__(self) -> None:
-        given = [n for n in ("folder", "texts", "responses", "facts") if getattr(self, n)]
+        given = [name for name in SOURCES if getattr(self, name)]
         needed = self.on_policy is None or self.on_policy.share < 1
         if len(given) != needed:
             found = " and ".join(given) or "none"
             if self.on_policy is None:
-                raise AllMemError(
-                    f"give one of folder, texts, responses, facts and on_policy (found {found})"
-                )
+                raise AllMemError(f"give one of {_listed(SOURCES)} and on_policy (found {found})")
             others = "needs one" if needed else "goes without any"
             raise AllMemError(
-                f"on_policy with share = {self.on_policy.share} {others} of folder, texts, "
-                f"responses and facts beside it (found {found})"
+                f"on_policy with share = {self.on_policy.share} {others} of {_listed(SOURCES)} "
+                f"beside it (found {found})"
             )
+        _ = self.parts
         if self.mix and not self.folder:
             raise AllMemError("mix is for a folder with length classes")
         if self.held_out and not (self.folder or self.texts or self.responses):
             raise AllMemError(
-                f"held_out = {self.held_out!r} is for folder, texts and responses; facts and "
-                "on_policy hold back some of their own"
+                f"held_out = {self.held_out!r} is for folder, texts and responses; rows that are "
+                "made, mixture and on_policy hold back some of their own"
             )
         check_positive(length=self.length, evaluated=self.evaluated)
+
+    @property
+    def made(self) -> FactLists | Recitations | Interviews | None:
+        """What rows that are made as they are read look like."""
+        return self.facts or self.recitations or self.interviews
+
+    @property
+    def parts(self) -> list[tuple[int, DataSource]]:
+        """The sources of a mixture, each with its share.
+
+        Raises:
+            AllMemError: if one of them is none, or is a mixture or on-policy itself.
+        """
+        found = []
+        for number, values in enumerate(self.mixture, 1):
+            where = f"mixture, source {number}"
+            own = {key: value for key, value in values.items() if key != "share"}
+            share = values.get("share", 1)
+            if not isinstance(share, int) or isinstance(share, bool) or share < 1:
+                raise AllMemError(f"{where}: share = {share!r} must be a positive whole number")
+            if inner := sorted({"mixture", "on_policy", "evaluated"} & set(own)):
+                raise AllMemError(f"{where}: {inner[0]} belongs beside the mixture, not into it")
+            found.append((share, build_from(DataSource, own, where)))
+        return found
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from allmem.data.fact_lists import FactWriter
 from allmem.data.labels import IGNORED
+from allmem.data.made_rows import RowWriter
 from allmem.data.sequences import Sequences, spread_sequences
 from allmem.data.stream import RowStream, collate
 from allmem.distill.config import DistillConfig
@@ -30,9 +30,9 @@ from allmem.models.modeling import AllMemForCausalLM
 
 __all__ = [
     "Batches",
-    "FactRows",
     "FolderRows",
     "ListRows",
+    "MadeRows",
     "Row",
     "Rows",
     "TextRows",
@@ -174,15 +174,15 @@ class FolderRows:
         return self.identity
 
 
-class FactRows:
-    """Lists of facts that are asked for again, made as they are read."""
+class MadeRows:
+    """Rows that are made as they are read."""
 
-    def __init__(self, writer: FactWriter) -> None:
+    def __init__(self, writer: RowWriter) -> None:
         self.writer = writer
         self.longest = writer.longest
         rows = [writer.row(i) for i in range(MEASURED_ROWS)]
         self.mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
-        # The prose between the facts is a file's, which may be another one tomorrow.
+        # The prose in them is a file's, which may be another one tomorrow.
         self.digest = digest(rows)
 
     def read(self, first: int, rank: int = 0, world: int = 1) -> Iterator[Row]:
@@ -192,8 +192,7 @@ class FactRows:
             number += world
 
     def fingerprint(self) -> str:
-        writer = self.writer
-        return f"{writer.facts} beyond {writer.window}, {self.digest}, seed {writer.seed}"
+        return f"{self.writer.identity}, {self.digest}"
 
 
 def absorb_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
