@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from allmem.cli.demo import present
 from allmem.demo import Demo, DemoSettings, Question, crossover, load_questions
 from allmem.demo.books import is_right
+from allmem.demo.examiner import ORIGINAL
 from allmem.demo.report import sampled
 from allmem.demo.steps import Point
 from allmem.documents import LEARNED, READ, load_book
+from allmem.models.adapter import save_adapter
+from allmem.models.conversion import convert
 
 TEXT = "The maid wore an iron ring, and Walter sailed over the grey sea to the well. " * 12
 SETTINGS = DemoSettings(
-    minutes=0.01,
+    documents=2,
+    facts=2,
+    passage=120,
     window=16,
     sinks=2,
     chunk=8,
@@ -58,13 +64,31 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>")
 
 
-@pytest.fixture
-def demo() -> Demo:
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Memories drawn at random."""
+    model = convert(make_base(), window=16, sinks=2, chunk=8, mixers="window,allmem")
+    with torch.no_grad():
+        for name, parameter in model.memory_parameters().items():
+            scale = 2.0 if name.endswith("alpha") else 0.1
+            parameter.add_(scale * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("shipped") / "adapter.safetensors"
+    save_adapter(model, path, {"tokens": 1234})
+    return path
+
+
+def make_demo(adapter: Path | None, minutes: float | None = None) -> Demo:
     questions = [
         Question("What did the maid wear?", "an iron ring", 0),
         Question("Where did he sail?", "to the well", 700),
     ]
-    return Demo(make_base, make_tokenizer(), TEXT, TEXT[20:], questions, SETTINGS)
+    settings = dataclasses.replace(SETTINGS, minutes=minutes)
+    return Demo(make_base, make_tokenizer(), TEXT, TEXT[20:], questions, settings, adapter)
+
+
+@pytest.fixture
+def demo(adapter: Path) -> Demo:
+    return make_demo(adapter)
 
 
 def test_every_step_is_taken_and_told(
@@ -72,7 +96,7 @@ def test_every_step_is_taken_and_told(
 ) -> None:
     present(demo, str(tmp_path / "out"), "a tiny model")
     told = capsys.readouterr().out
-    for part in ("window model 0,", "KL to the teacher", "right: an iron ring", "of 2 say"):
+    for part in ("trained on 1,234 tokens", "of 4 right: window and memory", "right: an iron ring"):
         assert part in told
     assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((tmp_path / "out" / "demo.json").read_text())
@@ -83,9 +107,49 @@ def test_every_step_is_taken_and_told(
     # Only what full attention has read the answer to is asked of it.
     assert len(figures["answers"]["AllMem"]) == 2
     assert len(figures["answers"]["full attention"]) == 1
+    for kind, count in (("hidden facts", 4), ("passages", 2)):
+        assert len(figures[kind]) == count
+        assert all(len(one["said"]) == 4 for one in figures[kind])
+    assert figures["memory"]["tokens"] == 1234
+    assert figures["memory"]["layers"] == 1
 
 
-def test_an_untrained_conversion_is_the_window_model(demo: Demo) -> None:
+def test_a_memory_is_distilled_instead_if_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present(make_demo(None, minutes=0.01), str(tmp_path / "out"), "a tiny model")
+    told = capsys.readouterr().out
+    for part in ("window model 0,", "KL to the teacher", "of 4 right: window and memory"):
+        assert part in told
+    figures = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert figures["distillation"]["tokens"] > 0
+
+
+def test_readers_differ_where_they_should(demo: Demo) -> None:
+    opened = demo.open_shipped()
+    assert opened.added == sum(p.numel() for p in demo.model.memory_parameters().values())
+    examiner = demo.examiner()
+    found = examiner.hidden_facts()
+    again = examiner.hidden_facts()
+    assert [one.said for one in again] == [one.said for one in found]
+    # Facts stand in the documents that were read, out of the window's sight.
+    said = [[one.said[reader] for one in found] for reader in found[0].said]
+    assert all(said[i] != said[j] for i in range(4) for j in range(i))
+    for one in found:
+        assert one.right(ORIGINAL) == is_right(one.said[ORIGINAL], one.answer)
+
+
+def test_a_passage_holds_its_answer() -> None:
+    book = load_book(READ)
+    for question in load_questions():
+        passage = question.passage(book, SETTINGS.passage * 5)
+        assert is_right(passage, question.answer)
+        assert len(passage) <= SETTINGS.passage * 5
+        assert f" {passage} " in f" {book} "
+
+
+def test_an_untrained_conversion_is_the_window_model() -> None:
+    demo = make_demo(None, minutes=0.01)
     converted = demo.convert()
     assert converted.step_zero == 0
     assert converted.within_window < 1e-5

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from allmem.choices import Conversion
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError, first_line, unknown_name
-from allmem.models.adapter import load_adapter
+from allmem.models.adapter import find_adapter, load_adapter
 from allmem.models.cache import AllMemCache
 from allmem.models.configuration import AllMemConfig
 from allmem.models.conversion import convert
@@ -116,7 +116,7 @@ def open_model(
         source: see ``resolve``.
         conversion: of a model that is not converted. With a converted model, or an adapter, which
             bring their own layout, only window, sinks and chunk may be chosen: how to read.
-        adapter: file of trained memories.
+        adapter: trained memories; see ``find_adapter``.
         other_base: see ``load_adapter``.
         dtype: of the weights; default: as saved, float32 for GGUF.
         device: default: the GPU, if there is one.
@@ -126,16 +126,15 @@ def open_model(
     """
     conversion = conversion or Conversion()
     resolve(source)
-    if adapter is not None and not Path(adapter).is_file():
-        # Before minutes of loading rather than after.
-        raise AllMemError(f"there is no file {adapter}")
+    # Before minutes of loading rather than after.
+    memories = None if adapter is None else find_adapter(adapter)
     base, tokenizer = open_base(source, dtype=dtype, device=device)
     converted = isinstance(base, AllMemForCausalLM)
     given = converted or adapter is not None
     if given:
         _refuse_layout(conversion, "the adapter" if adapter else source)
-    if adapter is not None:
-        model = load_adapter(base, adapter, other_base=other_base)
+    if memories is not None:
+        model = load_adapter(base, memories, other_base=other_base)
     elif isinstance(base, AllMemForCausalLM):
         model = base
     else:

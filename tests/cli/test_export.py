@@ -20,7 +20,10 @@ from allmem.data.shards import read_index
 from allmem.distill import DistillConfig
 from allmem.distill.launch import run_recipe
 from allmem.distill.recipe import DataSource, Recipe
+from allmem.errors import AllMemError
+from allmem.export import export
 from allmem.files import read_tensors, write_tensors
+from allmem.opening import open_model
 from tests.cli.conftest import C, S, W
 from tests.data.folders import TOKENIZER, build, chats, config, write_rows
 
@@ -118,6 +121,29 @@ def test_the_card_says_what_the_files_say(run: Any, place: Path, tmp_path: Path)
     options = yaml.safe_load(card.split("Options of the memories:\n\n```yaml\n")[1].split("```")[0])
     assert options == header["mixer_options"]
     assert_no_path(out)
+
+
+def test_half_an_adapter_keeps_what_is_small(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("allmem.export.writing.LARGE", 500)
+    export(place / "run", tmp_path / "whole")
+    export(place / "run", tmp_path / "half", half=True)
+    whole, half = (
+        read_tensors(tmp_path / name / "adapter.safetensors", "adapter")[0]
+        for name in ("whole", "half")
+    )
+    assert {t.dtype for t in half.values()} == {torch.float32, torch.bfloat16}
+    for name, tensor in whole.items():
+        expected = tensor.bfloat16() if tensor.numel() >= 500 else tensor
+        assert half[name].equal(expected)
+    exact, rounded = (
+        logits(open_model(str(place / "base"), adapter=str(tmp_path / name)).model)
+        for name in ("whole", "half")
+    )
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+    with pytest.raises(AllMemError, match="half is for the adapter alone"):
+        export(place / "run", tmp_path / "merged", merged=True, half=True)
 
 
 @pytest.mark.parametrize("kinds", [["loss", "kl"], ["loss", "kl", "accuracy"]], ids=" ".join)

@@ -57,6 +57,33 @@ def test_every_learned_answer_says_a_fact_that_the_window_has_lost(template: str
     assert answers > 12
 
 
+@pytest.mark.parametrize("template", sorted(ENDS))
+def test_values_alone_are_learned_if_wanted(template: str) -> None:
+    whole, values = (
+        interviewer(template=template, counts=(5,), values_only=only) for only in (False, True)
+    )
+    for number in range(6):
+        row, own = whole.row(number), values.row(number)
+        assert own["input_ids"].equal(row["input_ids"])
+        answers, told = (_pieces(one, whole.tokenizer) for one in (row, own))
+        assert len(answers) == len(told) > 0
+        for answer, value in zip(answers, told, strict=True):
+            assert value in answer
+            assert len(value) < len(answer) / 2
+            assert any(f"{value.strip()}{rest}" in answer for rest in (".", " "))
+
+
+def _pieces(row: dict[str, Any], tokenizer: Any) -> list[str]:
+    """What is learned of a row, run by run."""
+    found: list[list[int]] = []
+    before = False
+    for label in row["labels"].tolist():
+        if label >= 0:
+            found = [*found[:-1], [*found[-1], label]] if before else [*found, [label]]
+        before = label >= 0
+    return [tokenizer.decode(ids) for ids in found]
+
+
 def test_a_large_window_leaves_the_youngest_facts_out() -> None:
     few, many = (
         sum(int((interviewer(window).row(i)["labels"] >= 0).sum()) for i in range(5))

@@ -14,7 +14,7 @@ import torch
 
 import allmem
 from allmem import AllMemError, files
-from allmem.models.adapter import load_adapter, save_adapter
+from allmem.models.adapter import find_adapter, load_adapter, save_adapter, shipped_adapters
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from tests.models.tiny import C, S, W, base_model, logits, read, text, tiny_model
@@ -65,6 +65,33 @@ def test_an_adapter_can_be_loaded_into_a_converted_model(
     loaded = load_adapter(fresh, adapter)
     assert loaded is fresh
     assert torch.equal(logits(loaded, text(1, 30)), logits(model, text(1, 30)))
+
+
+def test_an_adapter_is_found_by_file_folder_and_name(
+    model: AllMemForCausalLM, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(AllMemError, match="run holds no adapter.safetensors"):
+        find_adapter(folder)
+    save_adapter(model, folder / "adapter.safetensors")
+    assert find_adapter(folder) == find_adapter(folder / "adapter.safetensors")
+    loaded = load_adapter(base_model(), folder)
+    for name, parameter in model.memory_parameters().items():
+        assert loaded.memory_parameters()[name].equal(parameter)
+    assert "smollm2" in shipped_adapters()
+    for name in shipped_adapters():
+        assert find_adapter(name).parent.name == name
+    with pytest.raises(AllMemError, match=r"no file nowhere; those that come .* smollm2"):
+        find_adapter("nowhere")
+
+
+def test_a_file_of_the_user_goes_before_a_name(
+    model: AllMemForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_adapter(model, "smollm2")
+    assert find_adapter("smollm2") == Path("smollm2")
 
 
 def test_an_adapter_may_be_older_than_an_option(

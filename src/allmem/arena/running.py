@@ -30,11 +30,11 @@ from allmem.distill.progress import Step
 from allmem.distill.recipe import DataSource
 from allmem.distill.rows import Row, Rows, digest
 from allmem.distill.run import distill
-from allmem.distill.trainer import ADAPTER, DivergedError
+from allmem.distill.trainer import DivergedError
 from allmem.errors import AllMemError
 from allmem.evaluation.checks import locked
 from allmem.machine import made_with
-from allmem.models.adapter import load_weights
+from allmem.models.adapter import ADAPTER, load_weights
 from allmem.models.conversion import convert
 from allmem.models.fingerprint import fingerprint
 from allmem.models.modeling import AllMemForCausalLM

@@ -28,6 +28,10 @@ def command(
         bool,
         typer.Option("--merged", help="Write the whole converted model, with its tokenizer."),
     ] = False,
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Write the adapter's large matrices in bfloat16."),
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(
@@ -65,6 +69,7 @@ def command(
             source,
             output,
             merged=merged,
+            half=half,
             base=base,
             other_base=other_base,
             dtype=None if dtype is None else str(dtype),

@@ -222,8 +222,9 @@ class OpeningOptions:
         str | None,
         typer.Option(
             "--adapter",
-            metavar="FILE",
-            help="Trained memories for this model.",
+            metavar="FILE|DIR|NAME",
+            help="Trained memories for this model: a file, the folder of a run or of an export, or "
+            "the name of those that come with allmem, `smollm2`.",
             rich_help_panel=OPENING,
         ),
     ] = None

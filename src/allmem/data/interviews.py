@@ -29,7 +29,7 @@ from allmem.prompts import plain_spans
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Interviewer", "Interviews"]
+__all__ = ["Interviewer", "Interviews", "Planted"]
 
 
 def _words(text: str) -> list[str]:
@@ -113,6 +113,8 @@ class Interviews:
     """Tokens of prose behind the last one, drawn from these."""
     digits: tuple[int, ...] = (3, 4, 5)
     """Of numbers, drawn from these."""
+    values_only: bool = False
+    """Learn what was asked for alone, and not the sentence around it."""
     prose: str | None = None
     """A text file; default: a novel that ships with allmem."""
 
@@ -126,11 +128,12 @@ class Interviews:
             )
 
 
-class _Fact(NamedTuple):
-    """One planted sentence."""
+class Planted(NamedTuple):
+    """A fact of a document, and the question about it."""
 
     asks: str
     says: str
+    value: str
     begin: int
     """Of the sentence in the document, in characters."""
 
@@ -139,12 +142,9 @@ class Interviewer:
     """Makes rows.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: with a chat template, for rows.
         window: W; an answer counts where its fact is older.
         held_out: draw from the names that training never sees.
-
-    Raises:
-        AllMemError: if the tokenizer's chat template cannot be used.
     """
 
     def __init__(
@@ -159,12 +159,16 @@ class Interviewer:
         self.seed, self.held_out = seed, held_out
         self.names = names_for(held_out)
         self.prose = Prose(tokenizer, interviews.prose, held_out)
-        self.encoder = ChatEncoder(tokenizer)
 
     @property
     def identity(self) -> str:
         """Everything that was chosen, in words."""
         return f"{self.interviews} beyond {self.window}, seed {self.seed}"
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        """Of conversations."""
+        return ChatEncoder(self.tokenizer)
 
     @cached_property
     def longest(self) -> int:
@@ -175,7 +179,7 @@ class Interviewer:
             (max(chosen.scattered),),
             (max(chosen.gaps),),
             (max(chosen.digits),),
-            chosen.prose,
+            prose=chosen.prose,
         )
         writer = Interviewer(widest, self.tokenizer, 1, self.seed, self.held_out)
         return max(len(writer.row(i)["input_ids"]) for i in range(MEASURED))
@@ -184,11 +188,10 @@ class Interviewer:
         """Row ``number``: ``input_ids``, ``labels``, ``position_ids``, [T] each.
 
         Raises:
-            AllMemError: if no fact of it is older than the window.
+            AllMemError: if no fact of it is older than the window, or the tokenizer's chat template
+                cannot be used.
         """
-        draw = random.Random(f"{self.seed} {self.held_out} interviews {number}")
-        document, facts = self._document(draw)
-        draw.shuffle(facts)
+        document, facts = self.interview(number)
         messages = [
             message
             for fact in facts
@@ -197,14 +200,16 @@ class Interviewer:
         ids: list[int] = []
         labels: list[int] = []
         ends: list[int] = []
+        asked = 0
         for piece in self.encoder.encode(Conversation(tuple(messages), document)):
-            learned = False
+            learned = [False] * len(piece.ids)
             if piece.kind == "document":
                 ends = [len(ids) + end for end in self._ends(piece.text, facts)]
-            if piece.kind == "response":
-                learned = len(ids) - ends.pop(0) >= self.window
+            if piece.kind == "response" and len(ids) - ends[asked] >= self.window:
+                learned = self._learned(facts[asked], len(piece.ids))
+            asked += piece.kind == "response"
+            labels += [i if yes else IGNORED for i, yes in zip(piece.ids, learned, strict=True)]
             ids += piece.ids
-            labels += piece.ids if learned else [IGNORED] * len(piece.ids)
         if all(label == IGNORED for label in labels):
             raise AllMemError(
                 f"an interview of {len(ids)} tokens has no fact older than the window of "
@@ -212,7 +217,15 @@ class Interviewer:
             )
         return as_row(ids, labels)
 
-    def _document(self, draw: random.Random) -> tuple[str, list[_Fact]]:
+    def interview(self, number: int) -> tuple[str, list[Planted]]:
+        """The document of row ``number``, and its facts in the order in which they are asked
+        for."""
+        draw = random.Random(f"{self.seed} {self.held_out} interviews {number}")
+        document, facts = self._document(draw)
+        draw.shuffle(facts)
+        return document, facts
+
+    def _document(self, draw: random.Random) -> tuple[str, list[Planted]]:
         chosen = self.interviews
         text, facts = "", []
         scattered = draw.choice(chosen.scattered)
@@ -223,7 +236,7 @@ class Interviewer:
             value = self._value(draw, topic.values)
             text += self._prose(draw, scattered)
             says = topic.says.format(name=full, value=value)
-            facts.append(_Fact(topic.asks.format(name=full), says, len(text)))
+            facts.append(Planted(topic.asks.format(name=full), says, value, len(text)))
             text += f"{says} "
         text += self._prose(draw, draw.choice(chosen.gaps))
         return text.strip(), facts
@@ -240,7 +253,18 @@ class Interviewer:
         text = self.tokenizer.decode(self.prose.excerpt(draw, length)).strip()
         return f"{text} " if text else ""
 
-    def _ends(self, document: str, facts: list[_Fact]) -> list[int]:
+    def _learned(self, fact: Planted, tokens: int) -> list[bool]:
+        """Which tokens of an answer are learned."""
+        if not self.interviews.values_only:
+            return [True] * tokens
+        spans = plain_spans(self.tokenizer, fact.says)[1]
+        begin = fact.says.index(fact.value)
+        end = begin + len(fact.value)
+        inside = [first < end and last > begin for first, last in spans]
+        # Behind the sentence stands what ends the turn.
+        return [*inside, *[False] * (tokens - len(inside))]
+
+    def _ends(self, document: str, facts: list[Planted]) -> list[int]:
         """Of every fact, how many of the document's tokens there are up to its end."""
         spans = plain_spans(self.tokenizer, document)[1]
         return [sum(first < fact.begin + len(fact.says) for first, _ in spans) for fact in facts]

@@ -22,6 +22,12 @@ class Question:
     offset: int
     """Of the passage that answers it, in characters."""
 
+    def passage(self, book: str, length: int) -> str:
+        """Whole words of the book around the answer, about so many characters."""
+        begin = max(0, self.offset - length // 2)
+        words = book[begin : begin + length]
+        return words.partition(" ")[2].rpartition(" ")[0] if begin else words.rpartition(" ")[0]
+
 
 def load_questions() -> list[Question]:
     """The fixed questions about ``READ``."""

@@ -23,7 +23,11 @@ class OriginalReader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.cache = DynamicCache(config=model.config)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.cache = DynamicCache(config=self.model.config)
         self.ids: list[int] = []
 
     @property

@@ -1,6 +1,7 @@
-"""What the demo does to which model, and for how long: the recipe that was found by measurement.
+"""What the demo does to which model, and for how long.
 
-See ``docs/notes/distillation.md`` for what else was tried.
+The memory that ships is read as it is. Where one is distilled instead, it is by the recipe that
+three minutes were found to do most with (``docs/notes/distillation.md``).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ MEMORY_LAYERS = (15, 17, 18, 20, 21, 22, 23, 24, 28)
 class DemoSettings:
     """Sizes and rates. The defaults are for SmolLM2-135M-Instruct on two CPU cores."""
 
-    minutes: float = 3.0
-    """Of distillation."""
+    minutes: float | None = None
+    """Of distillation; ``None``: the memory that ships."""
     window: int = 128
+    """This and what follows it up to ``evaluated`` is for distillation alone."""
     sinks: int = 4
     chunk: int = 128
     layers: tuple[int, ...] | None = MEMORY_LAYERS
@@ -39,6 +41,12 @@ class DemoSettings:
     """Share of the learned book, its end, that is kept back to judge by."""
     evaluated: int = 8
     """Held-out sequences of each book."""
+    documents: int = 4
+    """That hide facts."""
+    facts: int = 6
+    """In each of them."""
+    passage: int = 600
+    """Characters around the answer to a question about the book."""
     full_tokens: int = 7680
     """How far full attention reads: SmolLM2 was trained on 8192 positions; answers need some."""
     block: int = 512
@@ -53,6 +61,7 @@ class DemoSettings:
 
     def distillation(self) -> DistillConfig:
         """The training run."""
+        assert self.minutes is not None
         return DistillConfig(
             minutes=self.minutes,
             stage="all",

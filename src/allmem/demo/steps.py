@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +14,20 @@ from transformers import PreTrainedModel
 from allmem.answering import Reader
 from allmem.data import Sequences
 from allmem.demo.books import Question, is_right
+from allmem.demo.examiner import Examiner
 from allmem.demo.original import OriginalReader
 from allmem.demo.settings import DemoSettings
 from allmem.distill import Comparison, Outcome, Step, TextRows, compare, distill
 from allmem.distill.rows import held_out_rows
+from allmem.files import read_tensors
+from allmem.models.adapter import find_adapter, load_adapter
 from allmem.models.conversion import convert
 from allmem.models.variants import without_memory
 from allmem.opening import OpenedModel
 from allmem.prompts import DocumentPrompt, plain_ids
 from allmem.reading import Progress, Sampling, read
 
-__all__ = ["Answer", "Converted", "Demo", "Point"]
+__all__ = ["Answer", "Converted", "Demo", "Point", "Shipped"]
 
 Report = Callable[[Progress], None]
 
@@ -41,6 +45,20 @@ class Converted:
     within_window: float
     """Difference to the original model on the first S + W tokens, as a share of the logits' norm:
     rounding."""
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The memory that comes with allmem."""
+
+    parameters: int
+    """Of the base."""
+    added: int
+    """Slow weights of the memories."""
+    layers: int
+    """That have one."""
+    tokens: int | None
+    """That it was trained on, as its file says."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Demo:
         load: makes the base model; called twice, since conversion is in place.
         tokenizer: of the base model.
         learned, book: the texts to learn from, and to read and be asked about.
+        adapter: of the memory that ships (``find_adapter``); ``None`` where one is distilled.
     """
 
     def __init__(
@@ -82,14 +101,30 @@ class Demo:
         book: str,
         questions: list[Question],
         settings: DemoSettings,
+        adapter: str | Path | None = None,
     ) -> None:
         self.load = load
         self.tokenizer = tokenizer
         self.learned, self.book, self.questions = learned, book, questions
-        self.settings = settings
+        self.settings, self.adapter = settings, adapter
         self.prompt = DocumentPrompt(tokenizer)
         self.points: dict[str, list[Point]] = {}
         """Measured readings, by the model's name."""
+
+    def open_shipped(self) -> Shipped:
+        """Put the memory that ships beside the base model."""
+        assert self.adapter is not None
+        base = self.load()
+        parameters = sum(p.numel() for p in base.parameters())
+        # Kept for every later step.
+        self.model = load_adapter(base, self.adapter)
+        note = read_tensors(find_adapter(self.adapter), "adapter")[1]["note"]
+        return Shipped(
+            parameters=parameters,
+            added=sum(p.numel() for p in self.model.memory_parameters().values()),
+            layers=sum(mixed.memory is not None for mixed in self.model.mixers()),
+            tokens=note.get("tokens"),
+        )
 
     def convert(self) -> Converted:
         """Convert the model; compare it with what it should be before it has learned anything."""
@@ -143,6 +178,11 @@ class Demo:
         settings = self.settings
         held_out = held_out_rows(self._ids(self.book), settings.length, settings.evaluated)
         return compare(self.model, held_out, control=True)
+
+    def examiner(self) -> Examiner:
+        """Who asks, after ``open_shipped`` or ``convert``."""
+        original = OriginalReader(self.load())
+        return Examiner(self.model, original, self.tokenizer, self.settings)
 
     def read(self, report: Report | None = None) -> list[Point]:
         """Read the whole book into the memory."""

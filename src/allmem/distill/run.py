@@ -44,10 +44,10 @@ from allmem.distill.run_files import (
 )
 from allmem.distill.solving import ReadoutSolver
 from allmem.distill.teacher import Teacher
-from allmem.distill.trainer import ADAPTER, StageTrainer
+from allmem.distill.trainer import StageTrainer
 from allmem.errors import AllMemError
 from allmem.files import atomic_folder
-from allmem.models.adapter import adapter_header, load_weights, save_adapter
+from allmem.models.adapter import ADAPTER, adapter_header, load_weights, save_adapter
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 

@@ -40,13 +40,11 @@ from allmem.distill.sharding import Placed, shard
 from allmem.distill.teacher import Teacher
 from allmem.errors import AllMemError
 from allmem.files import atomic_folder, write_tensors
-from allmem.models.adapter import adapter_header, load_weights
+from allmem.models.adapter import ADAPTER, adapter_header, load_weights
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.sharded import full_tensor
 
-__all__ = ["ADAPTER", "DivergedError", "StageTrainer"]
-
-ADAPTER = "adapter.safetensors"
+__all__ = ["DivergedError", "StageTrainer"]
 
 
 class DivergedError(AllMemError):

@@ -15,9 +15,9 @@ from allmem.distill.checkpoint import last_checkpoint
 from allmem.distill.evaluate import Comparison
 from allmem.distill.recipe import RECIPE, Recipe, load_recipe
 from allmem.distill.run_files import RESULTS, RUN
-from allmem.distill.trainer import ADAPTER
 from allmem.errors import AllMemError
 from allmem.files import read_tensors
+from allmem.models.adapter import ADAPTER
 
 __all__ = ["Trained", "read_trained"]
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allmem.distill.trainer import ADAPTER
+from torch import Tensor
+
 from allmem.errors import AllMemError
 from allmem.export.base import CARD, describe_base, gguf_type
 from allmem.export.card import Card, render
@@ -22,10 +23,14 @@ from allmem.export.run import Trained, read_trained
 from allmem.export.training import training_facts
 from allmem.files import atomic_folder, write_tensors
 from allmem.folder import save_folder
+from allmem.models.adapter import ADAPTER
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.opening import OpenedModel, open_model, resolve
 
 __all__ = ["export"]
+
+LARGE = 1 << 14
+"""Numbers of a matrix that is worth halving."""
 
 
 def export(
@@ -33,6 +38,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     merged: bool = False,
+    half: bool = False,
     base: str | None = None,
     other_base: bool = False,
     dtype: str | None = None,
@@ -45,6 +51,8 @@ def export(
             less.
         output: a new or empty folder.
         merged: write the converted model with the memories in it and its tokenizer.
+        half: write the adapter's large matrices in bfloat16; not with ``merged``, which writes
+            weights as they are.
         base: where the base model is, in place of what the adapter's file names; its weights are
             compared with those that the adapter was trained beside.
         other_base: export for a base with other weights all the same; the card says so.
@@ -54,6 +62,10 @@ def export(
         AllMemError: if the run is not finished, a file is missing, damaged or of something else,
             the base does not fit, or the folder is in use. Nothing is left behind then.
     """
+    if merged and half:
+        raise AllMemError(
+            "half is for the adapter alone; a merged model has the precision that dtype gives it"
+        )
     target = _check_output(output)
     trained = read_trained(Path(source))
     named = base or trained.header["base_source"]
@@ -84,9 +96,21 @@ def export(
         else:
             header = {k: v for k, v in trained.header.items() if k != "kind"}
             header["base_source"] = card.trained_beside
-            write_tensors(part / ADAPTER, "adapter", trained.weights, header)
+            weights = _halved(trained.weights) if half else trained.weights
+            write_tensors(part / ADAPTER, "adapter", weights, header)
         (part / CARD).write_text(render(card), encoding="utf-8")
     return target
+
+
+def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Large matrices in bfloat16. Rates, norms and scales stay: small differences of theirs matter
+    and their bytes do not."""
+    return {
+        name: tensor.bfloat16()
+        if tensor.numel() >= LARGE and tensor.is_floating_point()
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def _open(

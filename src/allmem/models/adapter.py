@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,48 @@ from allmem.models.fingerprint import fingerprint
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.sharded import full_tensor, like
 
-__all__ = ["adapter_header", "load_adapter", "load_weights", "save_adapter"]
+__all__ = [
+    "ADAPTER",
+    "adapter_header",
+    "find_adapter",
+    "load_adapter",
+    "load_weights",
+    "save_adapter",
+    "shipped_adapters",
+]
+
+ADAPTER = "adapter.safetensors"
+"""The file's name in the folder of a run or of an export."""
+
+
+def shipped_adapters() -> list[str]:
+    """The adapters that come with the package, by the names of their base models."""
+    # Its files are on disk: safetensors are read by mapping them.
+    folder = Path(str(resources.files("allmem"))) / "resources" / "adapters"
+    return sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER}"))
+
+
+def find_adapter(name: str | os.PathLike[str]) -> Path:
+    """The file that stands behind a name: a file, a folder that holds one (a finished run, an
+    export), or the name of an adapter that ships.
+
+    Raises:
+        AllMemError: if there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / ADAPTER).is_file():
+            return path / ADAPTER
+        raise AllMemError(
+            f"the folder {path} holds no {ADAPTER}; name the folder of a finished run, or a file"
+        )
+    shipped = shipped_adapters()
+    if str(name) in shipped:
+        return Path(str(resources.files("allmem"))) / "resources" / "adapters" / str(name) / ADAPTER
+    known = f"; those that come with allmem are {', '.join(shipped)}" if shipped else ""
+    raise AllMemError(f"there is no file {name}{known}")
 
 
 def _base_fingerprint(model: AllMemForCausalLM) -> str:
@@ -88,12 +131,14 @@ def load_adapter(
     Args:
         base: what the adapter was trained on: a converted model of the same layout, a plain model
             (converted in place), or a source that ``convert`` takes.
+        path: a file, a folder that holds one, or the name of one that ships (``find_adapter``).
         other_base: load the adapter on weights that are not those it was trained on, such as the
             original of a quantised base.
 
     Raises:
         AllMemError: if the file is damaged or belongs to another base.
     """
+    path = find_adapter(path)
     _, header = weights_and_header = read_tensors(path, "adapter")
     model = base if isinstance(base, AllMemForCausalLM) else _convert_as(base, header, load_options)
     load_weights(model, path, weights_and_header, other_base=other_base)

@@ -23,6 +23,7 @@ from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigC
 from allmem.config import WindowConfig
 from allmem.errors import AllMemError
 from allmem.files import read_tensors
+from allmem.models.adapter import find_adapter
 from allmem.models.cache import AllMemCache
 from allmem.models.configuration import AllMemConfig
 from allmem.serving.vllm import ARCHITECTURE, CONFIG_FORMAT
@@ -58,7 +59,7 @@ class AllMemConfigParser(HFConfigParser):
                 f"{model} is converted already: leave out --config-format {CONFIG_FORMAT} and "
                 f"allmem_adapter = {adapter}, or name the base model"
             )
-        _, header = read_tensors(adapter, "adapter")
+        _, header = read_tensors(find_adapter(adapter), "adapter")
         config = AllMemConfig(
             text_config=base,
             window=header["window"],
