@@ -24,8 +24,8 @@ from allmem.distill.launch import run_recipe
 from allmem.distill.recipe import DataSource, Recipe
 from allmem.distill.rows import held_out_rows
 from allmem.distill.run_files import RUN
-from allmem.distill.trainer import ADAPTER
 from allmem.documents import LEARNED, READ, load_book
+from allmem.models.adapter import ADAPTER
 from allmem.opening import open_model
 from allmem.prompts import plain_ids
 from benchmarks.measure import record

@@ -27,9 +27,9 @@ from allmem.distill.progress import Step
 from allmem.distill.recipe import Recipe, load_recipe
 from allmem.distill.rows import Row, held_out_rows
 from allmem.distill.run_files import RUN
-from allmem.distill.trainer import ADAPTER
 from allmem.documents import LEARNED, READ, load_book
 from allmem.files import atomic_path
+from allmem.models.adapter import ADAPTER
 from allmem.opening import open_model
 from allmem.prompts import plain_ids
 from benchmarks.measure import RESULTS, record
