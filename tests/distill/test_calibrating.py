@@ -12,10 +12,14 @@ from allmem.distill import distill
 from allmem.distill.calibrating import Calibrator, check_calibrates
 from allmem.errors import AllMemError
 from allmem.models.cache import AllMemCache
+from allmem.models.conversion import convert
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.structure import attention_weights
 from tests.distill.tiny import (
+    S,
     T,
+    W,
+    make_base,
     make_batch,
     make_config,
     make_held_out,
@@ -37,6 +41,16 @@ def calibrated(model: AllMemForCausalLM, rows: int = 8) -> Calibrator:
     return calibrator
 
 
+def make_other(mixer: str) -> AllMemForCausalLM:
+    """A tiny model with memories of another kind, beside query heads of their size."""
+    if mixer == "allmem":
+        return make_model(random=False, memory=MEMORY)
+    options: dict[str, Any] = {"heads": 2, "key_dim": 6, "conv": 0}
+    if mixer not in ("ttt_linear", "titans"):
+        options["value_dim"] = 6
+    return convert(make_base(), window=W, sinks=S, mixers=mixer, mixer_options={mixer: options})
+
+
 def entering(model: AllMemForCausalLM, ids: Tensor) -> dict[int, Tensor]:
     """[tokens, D]: what enters every layer's attention."""
     seen: dict[int, Tensor] = {}
@@ -49,13 +63,17 @@ def entering(model: AllMemForCausalLM, ids: Tensor) -> dict[int, Tensor]:
     return seen
 
 
-def test_queries_and_keys_start_centred_and_otherwise_as_the_heads_they_stand_beside() -> None:
-    model = make_model(random=False, memory=MEMORY)
+@pytest.mark.parametrize("mixer", ["allmem", "gated_deltanet", "mamba2", "ttt_linear", "titans"])
+def test_queries_and_keys_start_centred_and_otherwise_as_the_heads_they_stand_beside(
+    mixer: str,
+) -> None:
+    model = make_other(mixer)
     heads = calibrated(model).heads
     ids = make_text(8 * T, seed=5).view(8, T)
     for layer, x in entering(model, ids).items():
         mixed = model.mixers()[layer]
-        unit: Any = mixed.memory.unit  # type: ignore[union-attr]
+        memory: Any = mixed.memory
+        unit: Any = memory.unit if mixer == "allmem" else memory.shell
         own = attention_weights(mixed.attention.core, mixed.attention.shape)
         assert len(set(heads[layer])) == 2
         for slot, head in enumerate(heads[layer]):
@@ -128,3 +146,7 @@ def test_what_cannot_be_calibrated_is_refused(memory: dict[str, Any], named: str
         check_calibrates(make_model(memory=memory))
     with pytest.raises(AllMemError, match="no layer has a memory"):
         check_calibrates(make_model(mixers="window"))
+    options = {"gated_deltanet": {"heads": 2, "key_dim": 6, "value_dim": 12}}
+    wide = convert(make_base(), window=W, sinks=S, mixers="gated_deltanet", mixer_options=options)
+    with pytest.raises(AllMemError, match="needs value_dim = 6"):
+        check_calibrates(wide)

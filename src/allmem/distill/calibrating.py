@@ -10,7 +10,7 @@ of every feature. So, after looking at some rows, each memory head
 - starts with that head's projections less the mean: the maps have no bias, but x has a direction c
   with c x close to 1 (by least squares), and W - (W m) c maps the mean m of x close to zero.
 
-Ours, not the paper's.
+Memories of other kinds, whose projections are the same, start so too. Ours, not the paper's.
 
 Letters: D hidden size, Q query heads, E their size, n positions.
 """
@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allmem.distill.matching import counted_rows, has_unit, watch_teacher
+from allmem.distill.matching import counted_rows, trains, watch_teacher
 from allmem.errors import AllMemError
 from allmem.layout import Layout
-from allmem.memory.projections import AttentionWeights
+from allmem.memory.projections import AttentionWeights, Projections
 from allmem.memory.state import accumulation_dtype
 from allmem.mixers.allmem import AllMemMixer
+from allmem.mixers.heads import HeadMixer
 from allmem.models.cache import AllMemCache
 from allmem.models.layer import MixedAttention
 from allmem.models.modeling import AllMemForCausalLM
@@ -48,21 +49,52 @@ def check_calibrates(model: AllMemForCausalLM) -> None:
     Raises:
         AllMemError: if there is none, or its projections or head size do not allow it.
     """
-    layers = [mixed for mixed in model.mixers() if has_unit(mixed)]
+    layers = [mixed for mixed in model.mixers() if _calibrates(mixed)]
     if not layers:
         raise AllMemError("no layer has a memory beside a window that can be calibrated")
     for mixed in layers:
-        assert isinstance(mixed.memory, AllMemMixer)
-        unit, size = mixed.memory.unit, mixed.attention.shape.head_dim
-        if unit.config.projections != "full":
+        around, size = _around(mixed), mixed.attention.shape.head_dim
+        if around.projections.kind != "full":
             raise AllMemError(
-                f"calibrating needs projections = full, not {unit.config.projections!r}"
+                f"calibrating needs projections = full, not {around.projections.kind!r}"
             )
-        if unit.head_dim != size:
-            raise AllMemError(
-                f"calibrating needs head_dim = {size}, the size of the attention's heads, not "
-                f"{unit.head_dim}"
-            )
+        for name, own in around.sizes.items():
+            if own != size:
+                raise AllMemError(
+                    f"calibrating needs {name} = {size}, the size of the attention's heads, not "
+                    f"{own}"
+                )
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What stands around a memory's rule: the same for all of them."""
+
+    projections: Projections
+    heads: int
+    sizes: dict[str, int]
+    """Of a head, by the options' names."""
+
+
+def _around(mixed: MixedAttention) -> _Around:
+    memory = mixed.memory
+    if isinstance(memory, AllMemMixer):
+        unit = memory.unit
+        return _Around(unit.projections, unit.heads, {"head_dim": unit.head_dim})
+    assert isinstance(memory, HeadMixer)
+    shell = memory.shell
+    sizes = {"key_dim": shell.key_dim, "value_dim": shell.value_dim}
+    return _Around(shell.projections, shell.heads, sizes)
+
+
+def _calibrates(mixed: MixedAttention) -> bool:
+    """Whether there is a memory whose output is added to the window's, behind projections of its
+    own."""
+    memory = mixed.memory
+    return trains(mixed) and (
+        isinstance(memory, AllMemMixer)
+        or (isinstance(memory, HeadMixer) and memory.fusion == "gate")
+    )
 
 
 @dataclass
@@ -106,7 +138,7 @@ class Calibrator:
         with _watching(model) as entering:
 
             def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
-                if has_unit(mixed):
+                if _calibrates(mixed):
                     chosen = counted_rows(counts, layout)
                     lost[mixed.layer] = self._add(mixed, x, full, layout, chosen, entering)
 
@@ -152,12 +184,11 @@ class Calibrator:
             AllMemError: if nothing that counts was seen.
         """
         for mixed in model.mixers():
-            if has_unit(mixed):
+            if _calibrates(mixed):
                 self._start(mixed, self.seen[mixed.layer])
 
     def _start(self, mixed: MixedAttention, seen: _Seen) -> None:
-        assert isinstance(mixed.memory, AllMemMixer)
-        unit = mixed.memory.unit
+        around = _around(mixed)
         weights = _weights(mixed)
         if seen.counted == 0 or seen.energy is None or seen.mean is None:
             raise AllMemError(
@@ -167,15 +198,15 @@ class Calibrator:
         mean = (seen.mean / seen.counted)[None]
         varying = seen.energy - seen.counted * _by_head(mean, weights)
         order = varying.argsort(descending=True, stable=True).tolist()
-        chosen = [order[i % len(order)] for i in range(unit.heads)]
+        chosen = [order[i % len(order)] for i in range(around.heads)]
         self.heads[mixed.layer] = chosen
 
         middle = (seen.total / seen.tokens).double().cpu()
         second = (seen.square / seen.tokens).double().cpu()
         ridge = RIDGE * second.diagonal().mean() * torch.eye(len(middle)).to(second)
         one = torch.linalg.solve(second + ridge, middle)  # c, [D]
-        size = unit.head_dim
-        projections: Any = unit.projections
+        size = weights.head_dim
+        projections: Any = around.projections
         for slot, head in enumerate(chosen):
             here = slice(slot * size, (slot + 1) * size)
             query = slice(head * size, (head + 1) * size)
@@ -215,7 +246,7 @@ def _watching(model: AllMemForCausalLM) -> Iterator[dict[int, Tensor]]:
     entering: dict[int, Tensor] = {}
     handles = []
     for mixed in model.mixers():
-        if has_unit(mixed):
+        if _calibrates(mixed):
             core: Any = mixed.attention.core
 
             def keep(_: Any, inputs: tuple[Tensor, ...], layer: int = mixed.layer) -> None:
