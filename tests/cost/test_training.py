@@ -134,6 +134,7 @@ def test_the_total_is_what_is_there_at_one_time() -> None:
         {"network": "linear"},
         {"conv": 0},
         {"gate": False, "normalize_values": False},
+        {"output_norm": False},
         {"momentum": False, "clip": None},
         {"norm": "none"},
         {"norm": "post_update"},

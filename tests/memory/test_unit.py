@@ -80,7 +80,9 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
     read, _, _ = naive_inner_loop(
         q, k, v, eta.unflatten(-1, (heads, -1)), beta, dict(u.initial), config
     )
-    out = (rms(read) * u.o_norm.weight).flatten(2)
+    if config.output_norm:
+        read = rms(read) * u.o_norm.weight
+    out = read.flatten(2)
     if config.gate:
         out = out * 2 * torch.sigmoid(x @ u.projections.g.weight.T)
     return out @ u.projections.o.weight.T
@@ -95,6 +97,7 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
         {"normalize_values": False, "reference_chunk": 2},
         {"network": "linear"},
         {"feature_activation": False},
+        {"output_norm": False},
         {"qk_norm": "l2", "value_activation": True},
         {"qk_norm": "none", "value_activation": True, "normalize_values": False},
     ],
@@ -105,6 +108,7 @@ def by_formula(u: MemoryUnit, x: Tensor) -> Tensor:
         "plain-values-scaled-rates",
         "linear",
         "no-feature-activation",
+        "no-output-norm",
         "keys-of-length-one",
         "keys-not-normalised",
     ],

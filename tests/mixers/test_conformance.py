@@ -85,6 +85,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "one-tap": {"conv": 1},
     "no-gate": {"gate": False},
     "values-not-normalised": {"normalize_values": False},
+    "read-not-normalised": {"output_norm": False},
     "features-not-activated": {"feature_activation": False},
     "chunk-of-one": {"chunk": 1},
     "muon": {"optimizer": "muon"},

@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "seven-taps": {"conv": 7},
     "no-gate": {"gate": False},
     "no-value-norm": {"normalize_values": False},
+    "no-output-norm": {"output_norm": False},
     "no-feature-activation": {"feature_activation": False},
     "linear": {"network": "linear"},
     "linear-shared": {"network": "linear", "projections": "shared"},

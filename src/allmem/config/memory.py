@@ -71,6 +71,10 @@ class MemoryConfig(ProjectionOptions):
     """Whether v goes through SiLU (as LaCT)."""
     normalize_values: bool = True
     """Whether v gets a head norm too (beyond the paper)."""
+    output_norm: bool = True
+    """Whether what is read gets a head norm (paper section 3.2). Without it a read keeps its size:
+    small where nothing like the query was written, so that a memory of nothing says next to
+    nothing."""
     gate: bool = True
     """The parallel output gate, 2 sigmoid(W_g x)."""
     step: float = 0.1

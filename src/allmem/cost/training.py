@@ -286,7 +286,7 @@ def _memory_keeps(unit: MemoryUnit, call: _Call, chunk: int | None, dtype: torch
     D, P = unit.hidden_size, unit.heads * unit.head_dim
     F = sum(w.numel() for w in unit.initial.values())
     b, w = dtype.itemsize, accumulation_dtype(dtype).itemsize
-    norms = 4 if config.normalize_values else 3
+    norms = 2 + config.normalize_values + config.output_norm
     per_token = 2 * D * b + norms * P * (w + b) + 2 * P * b
     # Where the model computes in fp32 already, its numbers are the ones that the rates read.
     per_token += (1 + config.momentum) * D * w if b < w else 0

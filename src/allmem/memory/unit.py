@@ -114,7 +114,8 @@ class MemoryUnit(nn.Module):
             self.k_norm = HeadNorm(heads, head_dim)
         if config.normalize_values:
             self.v_norm = HeadNorm(heads, head_dim)
-        self.o_norm = HeadNorm(heads, head_dim)
+        if config.output_norm:
+            self.o_norm = HeadNorm(heads, head_dim)
         self.eta = Rate(hidden_size, heads * len(config.matrices))
         if config.momentum:
             self.beta = Rate(hidden_size, heads)
@@ -212,7 +213,9 @@ class MemoryUnit(nn.Module):
             read, memory = inner_loop(
                 *tokens, state.memory, dict(self.initial.items()), layout, self.config
             )
-            read = self.o_norm(read).flatten(2)
+            if self.config.output_norm:
+                read = self.o_norm(read)
+            read = read.flatten(2)
         if self.config.gate:
             read = read * (2 * torch.sigmoid(self.projections.gate(x)))
         return self.projections.output(read, features), UnitState(memory, tails)

@@ -44,6 +44,7 @@ _TABLE: dict[str, tuple[dict[str, Any], str]] = {
         "norms of root mean square one with learned scales, against length one (LaCT)",
     ),
     "values-not-normalised": ({"normalize_values": False}, "the norm of values, beyond the paper"),
+    "read-not-normalised": ({"output_norm": False}, "the norm of what is read"),
     "random-projections": (
         {"start": "random"},
         "projections that start as copies of the attention's",

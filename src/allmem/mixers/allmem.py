@@ -73,7 +73,9 @@ class AllMemMixer(MemoryMixer):
     def rows_of(self, pool: State, slots: Tensor, layout: Layout) -> State:
         assert isinstance(pool, UnitState)
         unit, memory = self.unit, pool.memory
-        if not finds_rows(unit.o_norm.weight, memory, layout, unit.config):
+        # Any weight that has the dtype of the queries.
+        like = next(unit.projections.o.parameters())
+        if not finds_rows(like, memory, layout, unit.config):
             return pool.select(slots)
         tails = {name: tail.index_select(0, slots) for name, tail in pool.tails.items()}
         return UnitState(memory.rows_in_place(slots), tails)
