@@ -1,13 +1,13 @@
-"""What a memory recalls, by how many windows back it stands: facts that pages of a novel hide, lists
-of numbers, and prose that is said again.
+"""What a memory recalls, by how many windows back it stands: facts that pages of a novel hide,
+lists of numbers, and prose that is said again.
 
-    python -m benchmarks.shipped_memory [--adapter smollm2] [--window 48 --chunk 48]
+    python -m benchmarks.shipped_memory [--adapter smollm2] [--window 48]
 
-Four readers of the same rows, from the same weights: full attention (the teacher), the window alone,
-the window with its memory, and the same memory read but never written. All are given the right
-tokens so far and asked for the next one, and what counts is older than the window: the values that
-were asked for, digits, the words of the second copy. Names of the questions occur in no training.
-Prose is of another novel than that of the training, and all of it counts.
+Four readers of the same rows, from the same weights: full attention (the teacher), the window
+alone, the window with its memory, and the same memory read but never written. All are given the
+right tokens so far and asked for the next one, and what counts is older than the window: the values
+that were asked for, digits, the words of the second copy. Names of the questions occur in no
+training. Prose is of another novel than that of the training, and all of it counts.
 
 Rows of a cell are resampled for its 95 % interval.
 """
@@ -158,14 +158,17 @@ def main() -> None:
     sizes = f"window {config.window}, {config.sinks} sinks, chunk {config.chunk}"
     if not options.quick:
         plot(RESULTS / f"{options.name}.png", lines, config.window)
+    meaning = (
+        "Right: the likeliest next token is the right one, those before given. KL: from full "
+        "attention, in nats. Only positions beyond the window count."
+    )
     notes = [
         f"{options.model} with the adapter {options.adapter}, {options.dtype}; {sizes}.",
-        "Right: the likeliest next token is the right one, those before given. KL: from full "
-        "attention, in nats. Only positions beyond the window count.",
+        meaning,
         f"{count} rows a cell; intervals (95 %) resample rows.",
         f"![right by distance]({options.name}.png)",
     ]
-    record(options.name, "What the memory that ships recalls", rows, notes)
+    record(options.name, "What the memory that ships recalls", rows, notes, options=options)
 
 
 if __name__ == "__main__":

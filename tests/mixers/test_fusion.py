@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -51,7 +52,9 @@ def layer(name: str, **options: Any) -> LayerMixer:
     kind = memory_kind(name)
     assert kind is not None
     weights = attention_weights(attention.core, attention.shape)
-    chosen = kind.options({**SIZES, **options})
+    known = {field.name for field in dataclasses.fields(kind.config)}
+    sizes = {name: size for name, size in SIZES.items() if name in known}
+    chosen = kind.options({**sizes, **options})
     return LayerMixer(attention, kind.make(HIDDEN, chosen, weights, WINDOW))
 
 

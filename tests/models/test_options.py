@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no-gate": {"gate": False},
     "no-value-norm": {"normalize_values": False},
     "no-output-norm": {"output_norm": False},
+    "read-by-what-is-lost": {"read_scope": "lost"},
     "no-feature-activation": {"feature_activation": False},
     "linear": {"network": "linear"},
     "linear-shared": {"network": "linear", "projections": "shared"},
@@ -89,6 +90,19 @@ def test_the_state_is_as_large_as_the_closed_form_says(case: str) -> None:
     logits(model, text(2, 23), past_key_values=cache)
     expected = sum(mixed.state_bytes(23, torch.float64) for mixed in model.mixers())
     assert cache.nbytes == 2 * expected
+
+
+@torch.no_grad()
+def test_a_text_within_the_window_is_read_as_by_the_base_model() -> None:
+    """With ``read_scope = lost``, and whatever the memory writes."""
+    model = optional_model("read-by-what-is-lost")
+    ids = text(2, W + S + 1)
+    base = model(ids, full_attention=True).logits
+    said = logits(model, ids)
+    assert_close(said[:, : W + S], base[:, : W + S], 1e-4)
+    alone = logits(without_memory(model), ids)
+    assert torch.equal(said[:, : W + S], alone[:, : W + S])
+    assert not torch.allclose(said[:, W + S], alone[:, W + S], atol=1e-3)
 
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ them in a checkpoint's ``config.json``. What only one memory lets choose stands 
 from allmem.config.heads import Fusion, HeadOptions
 from allmem.config.memory import MATRICES, MemoryConfig
 from allmem.config.options import Options, require_choice, require_positive
-from allmem.config.projections import KeyNorm, ProjectionOptions, WriteScope
+from allmem.config.projections import KeyNorm, ProjectionOptions, ReadScope, WriteScope
 from allmem.config.window import WindowConfig, check_chunk_fits_window
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MemoryConfig",
     "Options",
     "ProjectionOptions",
+    "ReadScope",
     "WindowConfig",
     "WriteScope",
     "check_chunk_fits_window",

@@ -7,17 +7,19 @@ from typing import ClassVar, Literal, get_args
 
 from allmem.config.options import Options, require_choice, require_positive
 
-__all__ = ["KeyNorm", "ProjectionOptions", "Projections", "Start", "WriteScope"]
+__all__ = ["KeyNorm", "ProjectionOptions", "Projections", "ReadScope", "Start", "WriteScope"]
 
 Projections = Literal["full", "lowrank", "shared"]
 Start = Literal["attention", "random"]
 WriteScope = Literal["all", "evicted"]
+ReadScope = Literal["all", "lost"]
 KeyNorm = Literal["l2", "rms", "none"]
 
 
 @dataclass(frozen=True)
 class ProjectionOptions(Options):
-    """What every memory lets choose about its projections, and about the tokens that it writes.
+    """What every memory lets choose about its projections, and about the tokens that it writes and
+    that read it.
 
     Raises:
         AllMemError: on a value outside its range.
@@ -36,6 +38,10 @@ class ProjectionOptions(Options):
     write_scope: WriteScope = "all"
     """Whether every token is written as it is read, or only once attention no longer sees it
     (``evicted``, as in Artificial Hippocampus Networks; see ``allmem.mixers.evicted``)."""
+    read_scope: ReadScope = "all"
+    """Which tokens read: all, or only those whose attention has ``lost`` some token before them,
+    from position W + S on. Then a text that fits into the window is read as by the base model,
+    exactly, whatever the memory learned."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -43,3 +49,4 @@ class ProjectionOptions(Options):
         require_choice(name, "projections", self.projections, get_args(Projections))
         require_choice(name, "start", self.start, get_args(Start))
         require_choice(name, "write_scope", self.write_scope, get_args(WriteScope))
+        require_choice(name, "read_scope", self.read_scope, get_args(ReadScope))

@@ -139,7 +139,7 @@ class Calibrator:
 
             def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
                 if _calibrates(mixed):
-                    chosen = counted_rows(counts, layout)
+                    chosen = counted_rows(mixed, counts, layout)
                     lost[mixed.layer] = self._add(mixed, x, full, layout, chosen, entering)
 
             watch_teacher(model, batch, cache, observe)

@@ -64,10 +64,11 @@ def has_unit(mixed: MixedAttention) -> bool:
     return trains(mixed) and isinstance(mixed.memory, AllMemMixer)
 
 
-def counted_rows(counts: Tensor, layout: Layout) -> Tensor:
-    """[R, N] bool: the slots of a layout's rows whose next token counts; counts [B, T - 1]."""
+def counted_rows(mixed: MixedAttention, counts: Tensor, layout: Layout) -> Tensor:
+    """[R, N] bool: the slots of a layout's rows that hear the layer's memory and whose next token
+    counts; counts [B, T - 1]."""
     ahead = F.pad(counts, (0, 1))
-    return layout.gather(ahead[..., None])[..., 0] & layout.valid
+    return layout.gather(ahead[..., None])[..., 0] & layout.valid & mixed.hears(layout)
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def matching_loss(
     if mixed.memory.fusion == "gate":
         assert state.memory is not None
         remembered, _ = mixed.memory(x, state.memory, layout, features)
-        said = mixed.alpha.to(x.dtype) * remembered.to(x.dtype)
+        said = mixed.said(remembered, x, layout)
     else:
         # What the layer says beyond its window; the window alone has consumed the other state.
         again = mixed.init_state(x.shape[0], x.dtype, x.device, layout.window, layout.chunk)
@@ -141,7 +142,7 @@ def match_layers(
             return
         own = [p for p in mixed.slow_parameters().values() if p.requires_grad]
         with torch.enable_grad():
-            loss = matching_loss(mixed, x, full, layout, counted_rows(counts, layout))
+            loss = matching_loss(mixed, x, full, layout, counted_rows(mixed, counts, layout))
             # Now, and not later: no two layers' activations need to be kept at a time.
             found = torch.autograd.grad(loss, own, allow_unused=True)
         losses[mixed.layer] = float(loss.detach())

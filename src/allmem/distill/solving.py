@@ -69,7 +69,7 @@ class ReadoutSolver:
 
         def observe(mixed: MixedAttention, x: Tensor, full: Tensor, layout: Layout) -> None:
             if has_unit(mixed):
-                chosen = counted_rows(counts, layout)
+                chosen = counted_rows(mixed, counts, layout)
                 losses[mixed.layer] = self._add(mixed, x, full, layout, chosen)
                 self._solve(mixed)
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from allmem.config import Fusion
+from allmem.config import Fusion, ReadScope
 from allmem.layout import Layout
 from allmem.memory.projections import Features, Narrowing, Wanted, Written
 from allmem.state import State
@@ -48,6 +48,8 @@ class Mixer(nn.Module, ABC):
     says nothing, 0, as long as all tokens are in the window."""
     fusion: Fusion = "gate"
     """How a memory meets the attention of its layer (``allmem.mixers.layer``)."""
+    read_scope: ReadScope = "all"
+    """Which tokens hear a memory (``allmem.mixers.layer``)."""
 
     @abstractmethod
     def init_state(self, rows: int, dtype: torch.dtype, device: torch.device) -> State:

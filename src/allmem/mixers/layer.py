@@ -8,7 +8,8 @@ with alpha in R^D, at conversion zero unless the memory's ``initial_alpha`` says
 first is AllMem's (paper section 3.2) and that of every memory unless its ``fusion`` says otherwise;
 all three are in Titans (arXiv:2501.00663, section 4). Context is the attention with the memory's
 reads among its keys and values (``allmem.mixers.context``). With alpha = 0 a converted layer is the
-attention alone, exactly.
+attention alone, exactly. With ``read_scope = lost`` it is that for the first W + S tokens of every
+text, to which the window shows all that was before them: alpha is 0 for those.
 """
 
 from __future__ import annotations
@@ -46,16 +47,22 @@ class LayerMixer(Mixer):
     """The attention of a layer and its memory, if it has one.
 
     Raises:
-        AllMemError: if the memory is to stand in the context of an attention without a window.
+        AllMemError: if the memory is to stand in the context of an attention without a window, or
+            to be read by what it has lost.
     """
 
     def __init__(self, attention: AttentionMixer, memory: Mixer | None) -> None:
         super().__init__()
-        if memory is not None and memory.fusion == "context":
-            if not isinstance(attention, WindowMixer):
+        if memory is not None and not isinstance(attention, WindowMixer):
+            if memory.fusion == "context":
                 raise AllMemError(
                     "fusion = 'context' needs window attention beside the memory; choose fusion = "
                     "'gate' or 'stack'"
+                )
+            if memory.read_scope == "lost":
+                raise AllMemError(
+                    "read_scope = 'lost' needs window attention beside the memory, since no other "
+                    "loses what it read; choose read_scope = 'all'"
                 )
         self.attention = attention
         self.memory = memory
@@ -137,13 +144,13 @@ class LayerMixer(Mixer):
         self, x: Tensor, state: State, layout: Layout, features: Features | None = None
     ) -> tuple[Tensor, LayerState]:
         assert isinstance(state, LayerState)
-        if self.memory is None:
+        if self.memory is None or (layout.final and not self._speaks(layout)):
             y, attention, _ = self.attention.attend(x, state.attention, layout)
-            return y, LayerState(attention, None)
+            return y, LayerState(attention, state.memory, state.context)
         if self.memory.fusion == "stack":
             remembered, memory = self.memory(x, state.memory, layout)
             y, attention, _ = self.attention.attend(
-                x + self._scaled(remembered, x), state.attention, layout
+                x + self.said(remembered, x, layout), state.attention, layout
             )
             return y, LayerState(attention, memory)
         # The state is consumed, but the context is made of it as it was before the call.
@@ -156,21 +163,42 @@ class LayerMixer(Mixer):
         )
         remembered, memory = self.memory(x, state.memory, layout, features)
         if not self._in_context:
-            return y + self._scaled(remembered, y), LayerState(attention, memory)
+            return y + self.said(remembered, y, layout), LayerState(attention, memory)
         assert isinstance(self.attention, WindowMixer)
         assert state.context is not None
         seen, context = context_attention(
             self.attention, x, remembered.to(x.dtype), before, state.context, layout
         )
-        return y + self._scaled(seen - y, y), LayerState(attention, memory, context)
+        return y + self.said(seen - y, y, layout), LayerState(attention, memory, context)
 
     @property
     def _in_context(self) -> bool:
         return self.memory is not None and self.memory.fusion == "context"
 
-    def _scaled(self, remembered: Tensor, beside: Tensor) -> Tensor:
-        """alpha times what a memory gave, in the dtype of what it is added to."""
-        return self.alpha.to(beside.dtype) * remembered.to(beside.dtype)
+    def said(self, remembered: Tensor, beside: Tensor, layout: Layout) -> Tensor:
+        """alpha times what a memory gave, for those tokens that hear it; in the dtype of what it is
+        added to."""
+        said = self.alpha.to(beside.dtype) * remembered.to(beside.dtype)
+        if self._whole(layout) == 0 or not layout.starts_before(self._whole(layout)):
+            return said
+        return said.where(self.hears(layout)[..., None], 0)
+
+    def hears(self, layout: Layout) -> Tensor:
+        """[R, N] bool: which tokens hear what the memory says (``read_scope``)."""
+        return layout.positions >= self._whole(layout)
+
+    def _whole(self, layout: Layout) -> int:
+        """How many first tokens of a text do not hear the memory."""
+        if self.memory is None or self.memory.read_scope == "all":
+            return 0
+        assert isinstance(self.attention, WindowMixer)
+        window = self.attention.window_of(layout.window)
+        return window.window + window.sinks
+
+    def _speaks(self, layout: Layout) -> bool:
+        """Whether some token of the call may hear the memory."""
+        whole = self._whole(layout)
+        return whole == 0 or layout.reaches_beyond(whole - 1)
 
     def state_bytes(self, tokens: int, dtype: torch.dtype) -> int:
         memory = self.memory.state_bytes(tokens, dtype) if self.memory is not None else 0

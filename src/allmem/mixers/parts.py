@@ -34,7 +34,7 @@ def in_proportion(chunk: int, wanted: int, largest: int) -> int:
 class SeveralOptions(ProjectionOptions):
     """Options of several memories in one layer. ``projections`` with its ``rank`` (or the largest
     that a part has room for), and ``start``, are those of every part that has not chosen another
-    than the default; ``write_scope`` is that of all.
+    than the default; ``write_scope`` and ``read_scope`` are those of all.
 
     Raises:
         AllMemError: on a value outside its range, and whatever the parts' own options raise.
@@ -190,6 +190,11 @@ def _part(number: int, part: Any) -> tuple[MemoryKind, Any]:
     if getattr(options, "write_scope", "all") != "all":
         raise AllMemError(
             f"{where} ({kind.name}): write_scope = {options.write_scope!r} is chosen for all parts "
+            "together; set it beside them, and 'all' for the part"
+        )
+    if getattr(options, "read_scope", "all") != "all":
+        raise AllMemError(
+            f"{where} ({kind.name}): read_scope = {options.read_scope!r} is chosen for all parts "
             "together; set it beside them, and 'all' for the part"
         )
     if getattr(options, "fusion", "gate") != "gate":

@@ -80,6 +80,7 @@ class MemoryKind:
                 )
             mixer = EvictedMixer(hidden_size, mixer, window)
         mixer.fusion = getattr(options, "fusion", "gate")
+        mixer.read_scope = getattr(options, "read_scope", "all")
         return mixer
 
 
