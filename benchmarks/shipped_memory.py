@@ -1,7 +1,7 @@
 """What a memory recalls, by how many windows back it stands: facts that pages of a novel hide,
 lists of numbers, and prose that is said again.
 
-    python -m benchmarks.shipped_memory [--adapter smollm2] [--window 48]
+    python -m benchmarks.shipped_memory [--adapter smollm2] [--window 512 --name shipped_memory_512]
 
 Four readers of the same rows, from the same weights: full attention (the teacher), the window
 alone, the window with its memory, and the same memory read but never written. All are given the
@@ -134,30 +134,28 @@ def main() -> None:
         options.model, adapter=str(find_adapter(options.adapter)), dtype=options.dtype, device="cpu"
     )
     config = opened.model.config
-    if options.window is not None:
-        # Compared as a model of this window: sizes are how it reads, not what it is.
-        config.window = WindowConfig(options.window, config.sinks).window
+    window = WindowConfig(options.window or config.window, config.sinks)
     rows: list[dict[str, Any]] = []
     lines: dict[str, dict[int, list[Comparison]]] = {}
     count = 2 if options.quick else options.rows
     for test, make in TESTS.items():
         lines[test] = {}
         for back in WINDOWS[:2] if options.quick else WINDOWS:
-            made = make(opened, config.window, back * config.window, count)
+            made = make(opened, window.window, back * window.window, count)
             if max(len(row["input_ids"]) for row in made) > REACH:
                 continue
-            found = [compare(opened.model, [row], control=True) for row in made]
+            found = [compare(opened.model, [row], control=True, window=window) for row in made]
             lines[test][back] = found
             rows.append(measured(test, str(back), found))
             print(rows[-1], flush=True)
     ids = torch.tensor(plain_ids(opened.tokenizer, load_book(READ)))
-    length = 16 * config.window
+    length = 16 * window.window
     prose = held_out_rows(ids, min(length, REACH), 2 if options.quick else 8)
-    found = [compare(opened.model, [row], control=True) for row in prose]
+    found = [compare(opened.model, [row], control=True, window=window) for row in prose]
     rows.append(measured("prose of another novel", "", found))
-    sizes = f"window {config.window}, {config.sinks} sinks, chunk {config.chunk}"
+    sizes = f"window {window.window}, {window.sinks} sinks, chunk {config.chunk}"
     if not options.quick:
-        plot(RESULTS / f"{options.name}.png", lines, config.window)
+        plot(RESULTS / f"{options.name}.png", lines, window.window)
     meaning = (
         "Right: the likeliest next token is the right one, those before given. KL: from full "
         "attention, in nats. Only positions beyond the window count."

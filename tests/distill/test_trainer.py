@@ -6,10 +6,13 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from allmem.config import WindowConfig
 from allmem.distill import RandomSizes, Step, compare, distill
 from allmem.distill.precision import training_weights
 from allmem.distill.rows import plain_row
@@ -18,8 +21,9 @@ from allmem.distill.trainer import ADAPTER
 from allmem.errors import AllMemError
 from allmem.files import read_tensors
 from allmem.models.adapter import load_adapter
+from allmem.models.cache import AllMemCache
 from allmem.models.variants import without_memory
-from tests.distill.tiny import T, W, make_config, make_held_out, make_model, make_rows, make_text
+from tests.distill.tiny import S, T, W, make_config, make_held_out, make_model, make_rows, make_text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -107,23 +111,31 @@ def test_alpha_starts_where_it_is_told_unless_it_has_left_zero() -> None:
     assert outcome.after.memory.kl != outcome.before.memory.kl
 
 
-def test_comparing_is_what_the_logits_say() -> None:
+@pytest.mark.parametrize("window", [None, WindowConfig(W + 3, S + 1)])
+def test_comparing_is_what_the_logits_say(window: WindowConfig | None) -> None:
     model = make_model()
     ids = make_text(3 * T).view(3, T)
-    found = compare(model, [plain_row(row) for row in ids])
-    with torch.no_grad():
-        teacher, memory = (
-            model(ids, full_attention=full, use_cache=False).logits.log_softmax(-1)[:, W:-1]
-            for full in (True, False)
+    found = compare(model, [plain_row(row) for row in ids], window=window)
+    first = W if window is None else window.window
+
+    def predicted(full_attention: bool = False) -> Tensor:
+        how: dict[str, Any] = (
+            {"full_attention": True}
+            if full_attention
+            else {"past_key_values": AllMemCache(model.config, window)}
         )
+        return model(ids, use_cache=not full_attention, **how).logits.log_softmax(-1)[:, first:-1]
+
+    with torch.no_grad():
+        teacher, memory = predicted(full_attention=True), predicted()
         with without_memory(model):
-            window = model(ids, use_cache=False).logits.log_softmax(-1)[:, W:-1]
-    targets = ids[:, W + 1 :, None]
-    for score, logits in ((found.teacher, teacher), (found.window, window), (found.memory, memory)):
+            alone = predicted()
+    targets = ids[:, first + 1 :, None]
+    for score, logits in ((found.teacher, teacher), (found.window, alone), (found.memory, memory)):
         assert score.loss == pytest.approx(float(-logits.gather(2, targets).mean()))
         kl = (teacher.exp() * (teacher - logits)).sum(-1).mean()
         assert score.kl == pytest.approx(float(kl), abs=1e-12)
-    assert found.positions == 3 * (T - W - 1)
+    assert found.positions == 3 * (T - first - 1)
     # The memories are back in their places.
     assert all(mixed.memory is not None for mixed in model.mixers())
 

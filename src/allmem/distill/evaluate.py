@@ -10,7 +10,6 @@ Letters: B sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from allmem.config import WindowConfig
 from allmem.data.labels import IGNORED
 from allmem.distill.rows import Row, counted
 from allmem.distill.targets import BLOCK, Head, log_probabilities
 from allmem.errors import AllMemError
+from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
 from allmem.models.variants import without_memory, without_writing
 
@@ -109,37 +110,45 @@ def compare(
     *,
     control: bool = False,
     beyond: bool = True,
+    window: WindowConfig | None = None,
 ) -> Comparison:
     """Let the readers predict what is learned of ``rows``.
 
     Args:
         control: let the one that never writes read too.
         beyond: count only what is predicted from beyond the window.
+        window: to read with, in place of the model's own.
 
     Raises:
         AllMemError: if no row has anything to predict there.
     """
-    first = model.config.window if beyond else 0
+    first = (window or model.config.window_config).window if beyond else 0
     check_reaches_beyond(max(len(row["input_ids"]) for row in rows), first)
     head = head_of(model)
     training = model.training
     model.eval()
     totals = torch.zeros(4 if control else 3, 3, dtype=torch.float64)
     positions = 0
+
+    def read(ids: Tensor, places: Tensor, full_attention: bool = False) -> Tensor:
+        cache = None if window is None else AllMemCache(model.config, window)
+        return model.hidden_states(
+            ids, position_ids=places, full_attention=full_attention, cache=cache
+        )
+
     for row in rows:
         ids, places = (row[name][None].to(model.device) for name in ("input_ids", "position_ids"))
         labels = counted(row["labels"], row["position_ids"], first)[1:].to(model.device)
         counts = labels != IGNORED
         if not bool(counts.any()):
             continue
-        read = functools.partial(model.hidden_states, ids, position_ids=places)
-        teacher = read(full_attention=True)
+        teacher = read(ids, places, full_attention=True)
         with without_memory(model):
-            window = read()
-        streams = [teacher, window, read()]
+            alone = read(ids, places)
+        streams = [teacher, alone, read(ids, places)]
         if control:
             with without_writing(model):
-                streams.append(read())
+                streams.append(read(ids, places))
         totals += _sums([stream[0, :-1][counts] for stream in streams], labels[counts], head)
         positions += int(counts.sum())
     model.train(training)
