@@ -13,10 +13,19 @@ from pathlib import Path
 
 from allmem.errors import AllMemError
 
-__all__ = ["LEARNED", "READ", "STDIN", "choose_prompt", "load_book", "read_document"]
+__all__ = [
+    "LEARNED",
+    "READ",
+    "STDIN",
+    "choose_prompt",
+    "load_book",
+    "read_document",
+    "shipped_texts",
+]
 
 STDIN = "-"
 """The name under which standard input is a document."""
+PACKED = ".txt.xz"
 LEARNED = "chesterton_man_who_was_thursday_1908"
 """The book that memories are distilled on."""
 READ = "morris_wood_beyond_the_world_1894"
@@ -25,17 +34,27 @@ READ = "morris_wood_beyond_the_world_1894"
 
 def load_book(name: str) -> str:
     """The text of a book that ships with allmem."""
-    file = resources.files("allmem") / "resources" / f"{name}.txt.xz"
+    file = resources.files("allmem") / "resources" / f"{name}{PACKED}"
     return lzma.decompress(file.read_bytes()).decode()
 
 
+def shipped_texts() -> list[str]:
+    """The names of the texts that ship with allmem."""
+    folder = resources.files("allmem") / "resources"
+    names = [file.name for file in folder.iterdir()]
+    return sorted(name.removesuffix(PACKED) for name in names if name.endswith(PACKED))
+
+
 def read_document(name: str) -> str:
-    """The text of a UTF-8 file, or of standard input for ``-``.
+    """The text of a UTF-8 file, of one that ships with allmem (by its name, where there is no such
+    file), or of standard input for ``-``.
 
     Raises:
         AllMemError: if it is missing, a folder, empty, binary or in another encoding.
     """
     label = "standard input" if name == STDIN else name
+    if name != STDIN and not Path(name).exists() and name in shipped_texts():
+        return load_book(name)
     try:
         data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     except FileNotFoundError:

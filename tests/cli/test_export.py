@@ -146,6 +146,33 @@ def test_half_an_adapter_keeps_what_is_small(
         export(place / "run", tmp_path / "merged", merged=True, half=True)
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_it_may_be_read_with_another_window(place: Path, tmp_path: Path, merged: bool) -> None:
+    out = export(place / "run", tmp_path / "wide", window=W + 3, merged=merged)
+    base = str(place / "base")
+    wide = open_model(str(out)) if merged else open_model(base, adapter=str(out))
+    assert wide.model.config.window == W + 3
+    adapter = str(place / "run" / "adapter.safetensors")
+    asked = open_model(base, Conversion(window=W + 3, sinks=S), adapter=adapter)
+    ids = torch.arange(40)[None] % 13
+    with torch.no_grad():
+        expected = asked.model(ids, past_key_values=asked.new_cache()).logits
+        assert wide.model(ids).logits.allclose(expected, atol=1e-5)
+        assert not asked.model(ids).logits.allclose(expected, atol=1e-3)
+    card = (out / "README.md").read_text()
+    assert f"window {W + 3}, sinks {S}, chunk {C}" in card
+    assert f"| trained and judged with | window {W} |" in card
+
+
+@pytest.mark.parametrize("window", [S, C - 1])
+def test_a_window_that_does_not_fit_leaves_nothing(
+    place: Path, tmp_path: Path, window: int
+) -> None:
+    with pytest.raises(AllMemError, match="window"):
+        export(place / "run", tmp_path / "out", window=window)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kinds", [["loss", "kl"], ["loss", "kl", "accuracy"]], ids=" ".join)
 def test_the_card_s_figures_are_those_of_the_results(
     run: Any, copied: Path, tmp_path: Path, kinds: list[str]

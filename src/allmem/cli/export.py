@@ -32,6 +32,15 @@ def command(
         bool,
         typer.Option("--half", help="Write the adapter's large matrices in bfloat16."),
     ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            min=1,
+            help="Window that it is read with unless a reader chooses another.",
+            show_default="that of the training",
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +79,7 @@ def command(
             output,
             merged=merged,
             half=half,
+            window=window,
             base=base,
             other_base=other_base,
             dtype=None if dtype is None else str(dtype),

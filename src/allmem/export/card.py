@@ -62,6 +62,8 @@ class Card:
     """If that base is a GGUF file: the type of its weights, as the file says it, or nothing."""
     header: dict[str, Any]
     """Of the adapter's file."""
+    trained_window: int
+    """That it was trained beside; the header names the one that it is read with."""
     parameters: int
     stages: list[dict[str, Any]] = field(default_factory=list)
     """stage, steps."""
@@ -185,6 +187,7 @@ def _model(card: Card) -> list[str]:
         ("base model", _base_link(card.base)),
         ("fingerprint of its weights", _code(header["base"])),
         ("attention and memory", sizes),
+        *_trained_beside(card),
         ("layers with a memory", f"{memories:,} of {len(names):,}"),
         ("layers", _layers(names)),
         ("slow parameters", f"{card.parameters:,}"),
@@ -195,6 +198,12 @@ def _model(card: Card) -> list[str]:
     if header["mixer_options"]:
         found += ["Options of the memories:", _block("yaml", _yaml(header["mixer_options"]))]
     return found
+
+
+def _trained_beside(card: Card) -> list[tuple[str, str]]:
+    if card.trained_window == card.header["window"]:
+        return []
+    return [("trained and judged with", f"window {card.trained_window:,}")]
 
 
 def _layers(names: list[str]) -> str:

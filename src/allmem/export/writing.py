@@ -8,6 +8,7 @@ folder: what was named by a path is named by its last part.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from allmem.config import WindowConfig, check_chunk_fits_window
 from allmem.errors import AllMemError
 from allmem.export.base import CARD, describe_base, gguf_type
 from allmem.export.card import Card, render
@@ -39,6 +41,7 @@ def export(
     *,
     merged: bool = False,
     half: bool = False,
+    window: int | None = None,
     base: str | None = None,
     other_base: bool = False,
     dtype: str | None = None,
@@ -53,6 +56,8 @@ def export(
         merged: write the converted model with the memories in it and its tokenizer.
         half: write the adapter's large matrices in bfloat16; not with ``merged``, which writes
             weights as they are.
+        window: that it is read with unless a reader chooses another; default: that of the training.
+            A memory that was trained beside a small one can be read beside a larger one.
         base: where the base model is, in place of what the adapter's file names; its weights are
             compared with those that the adapter was trained beside.
         other_base: export for a base with other weights all the same; the card says so.
@@ -60,7 +65,8 @@ def export(
 
     Raises:
         AllMemError: if the run is not finished, a file is missing, damaged or of something else,
-            the base does not fit, or the folder is in use. Nothing is left behind then.
+            the base or the window does not fit, or the folder is in use. Nothing is left behind
+            then.
     """
     if merged and half:
         raise AllMemError(
@@ -68,6 +74,9 @@ def export(
         )
     target = _check_output(output)
     trained = read_trained(Path(source))
+    trained_window = trained.header["window"]
+    if window is not None:
+        trained = _read_with(trained, window)
     named = base or trained.header["base_source"]
     opened = None
     if merged or base is not None:
@@ -81,6 +90,7 @@ def export(
         trained_beside=None if beside is None else published(beside),
         gguf=found.gguf if found.same and found.gguf is not None else gguf_type(beside),
         header=trained.header,
+        trained_window=trained_window,
         parameters=sum(t.numel() for t in trained.weights.values()),
         stages=trained.run.get("stages", []),
         **training_facts(trained),
@@ -91,6 +101,7 @@ def export(
     with _empty_place(target), atomic_folder(target) as part:
         if merged:
             assert opened is not None
+            opened.model.config.window = trained.header["window"]
             _forget_paths(opened.model, found.name)
             save_folder(opened.model, opened.tokenizer, part)
         else:
@@ -100,6 +111,15 @@ def export(
             write_tensors(part / ADAPTER, "adapter", weights, header)
         (part / CARD).write_text(render(card), encoding="utf-8")
     return target
+
+
+def _read_with(trained: Trained, window: int) -> Trained:
+    """What was trained, to be read with another window."""
+    sizes = WindowConfig(window, trained.header["sinks"])
+    for options in trained.header["mixer_options"].values():
+        if options.get("chunk") is not None:
+            check_chunk_fits_window(options["chunk"], sizes.window)
+    return dataclasses.replace(trained, header={**trained.header, "window": sizes.window})
 
 
 def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
