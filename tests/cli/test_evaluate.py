@@ -73,6 +73,27 @@ def test_a_teacher_is_evaluated_beside_and_the_difference_shown(
         assert one == other
 
 
+def test_a_teacher_is_also_evaluated_with_scaled_positions(
+    run: Any, base: str, converted: str, tmp_path: Path
+) -> None:
+    more = ["--rope-scaling", "yarn:4", "--rope-scaling", "ntk:4"]
+    run(*options(converted, tmp_path, "--teacher", base, *more))
+    assert labels(tmp_path) == ["converted", "base", "base, yarn 4", "base, ntk 4"]
+    plain, yarn, ntk = (
+        model["identity"] for model in json.loads((tmp_path / "run.json").read_text())["models"][1:]
+    )
+    assert yarn == plain | {"RoPE scaling": "yarn 4", "reach": 4 * plain["reach"]}
+    assert ntk["RoPE scaling"] == "ntk 4"
+
+
+def test_scaled_positions_are_a_teacher_s(fails: Any, base: str, tmp_path: Path) -> None:
+    said = fails(*options(base, tmp_path, "--rope-scaling", "yarn:4"))
+    assert "--rope-scaling is for the teacher" in said
+    assert "kind:factor" in fails(
+        *options(base, tmp_path, "--teacher", base, "--rope-scaling", "yarn")
+    )
+
+
 def test_a_silent_memory_whose_window_covers_all_is_no_better_or_worse(
     run: Any, base: str, tmp_path: Path
 ) -> None:

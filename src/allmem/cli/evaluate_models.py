@@ -19,7 +19,7 @@ __all__ = ["ComparisonOptions", "ServerOptions"]
 
 MODELS = "Models"
 SERVER = "Server"
-FLAGS = {"settings": "--set"}
+FLAGS = {"settings": "--set", "scalings": "--rope-scaling"}
 """Options that are not called as their fields are."""
 
 
@@ -37,6 +37,16 @@ class ComparisonOptions:
             rich_help_panel=MODELS,
         ),
     ] = None
+    scalings: Annotated[
+        list[str],
+        typer.Option(
+            "--rope-scaling",
+            metavar="KIND:FACTOR",
+            help="Evaluate the teacher once more with its positions scaled to reach FACTOR times "
+            "further, without training: linear, ntk or yarn; repeatable.",
+            rich_help_panel=MODELS,
+        ),
+    ] = field(default_factory=list)
     readers: Annotated[
         str,
         typer.Option(
@@ -80,12 +90,17 @@ class ComparisonOptions:
             local_models,
             name_of,
             open_source,
+            scaled_teacher,
             teacher_of,
         )
         from allmem.evaluation.sizes import parse_sizes
+        from allmem.models.rope_scaling import RopeScaling
 
         if source is None:
             raise AllMemError("there is no model; name one, or a server with --url")
+        scalings = [RopeScaling.parse(text) for text in dict.fromkeys(self.scalings)]
+        if scalings and self.teacher is None:
+            raise AllMemError("--rope-scaling is for the teacher; name it with --teacher")
         sizes = [parse_sizes(text) for text in self.sizes]
         arguments = opening.arguments()
         opened = open_source(source, conversion, **arguments)
@@ -95,7 +110,8 @@ class ComparisonOptions:
             return models, None
         loading = {name: arguments[name] for name in ("dtype", "device")}
         teacher = teacher_of(opened, self.teacher, [m.label for m in models], **loading)
-        return [*models, teacher], teacher.label
+        further = [scaled_teacher(teacher, scaling) for scaling in scalings]
+        return [*models, teacher, *further], teacher.label
 
 
 @dataclass

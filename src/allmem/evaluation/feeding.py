@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from allmem.models.cache import AllMemCache
+from allmem.models.rope_scaling import RopeScaling
 from allmem.opening import OpenedModel
 
 __all__ = [
@@ -48,6 +49,8 @@ class PlainModel:
 
     model: PreTrainedModel
     tokenizer: Any
+    scaling: RopeScaling | None = None
+    """Of its positions, if they are not as trained."""
 
     def new_cache(self) -> DynamicCache:
         """Before the first token."""

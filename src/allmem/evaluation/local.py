@@ -16,7 +16,14 @@ import torch
 from allmem.batching import left_padded
 from allmem.errors import AllMemError, unknown_name
 from allmem.evaluation.budget import Budget, bytes_of_text, free_bytes
-from allmem.evaluation.feeding import Feed, Source, Variant, allows_holes, allows_padding
+from allmem.evaluation.feeding import (
+    Feed,
+    PlainModel,
+    Source,
+    Variant,
+    allows_holes,
+    allows_padding,
+)
 from allmem.evaluation.generating import Ending, generate
 from allmem.evaluation.grouping import common_beginning
 from allmem.evaluation.likelihood import likelihoods
@@ -93,7 +100,9 @@ class LocalModel(EvaluatedModel):
             "template": hashlib.sha256(template).hexdigest()[:16],
             "reach": self.reach,
         }
-        if isinstance(self.opened, OpenedModel):
+        if isinstance(self.opened, PlainModel):
+            found |= {"RoPE scaling": str(self.opened.scaling)} if self.opened.scaling else {}
+        else:
             config = self.opened.model.config
             window = self.opened.window or config.window_config
             found |= {

@@ -19,9 +19,10 @@ from allmem.evaluation.feeding import PlainModel, Source
 from allmem.evaluation.local import LocalModel
 from allmem.evaluation.sizes import Sizes
 from allmem.models.modeling import AllMemForCausalLM
+from allmem.models.rope_scaling import RopeScaling, scaled
 from allmem.opening import OpenedModel, open_base, open_model
 
-__all__ = ["BASE", "local_models", "name_of", "open_source", "teacher_of"]
+__all__ = ["BASE", "local_models", "name_of", "open_source", "scaled_teacher", "teacher_of"]
 
 BASE = "base"
 """As a teacher: the model that a converted one was made from."""
@@ -111,6 +112,16 @@ def teacher_of(
     name = name_of(source)
     label = f"{name} (teacher)" if name in taken else name
     return LocalModel(PlainModel(model, tokenizer), label)
+
+
+def scaled_teacher(teacher: LocalModel, scaling: RopeScaling) -> LocalModel:
+    """The same teacher, sharing its weights, with its positions scaled to read further.
+
+    Raises:
+        AllMemError: if its positions cannot be.
+    """
+    plain = PlainModel(scaled(teacher.opened.model, scaling), teacher.tokenizer, scaling)
+    return LocalModel(plain, f"{teacher.label}, {scaling}")
 
 
 def name_of(source: str) -> str:
