@@ -104,7 +104,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_the_presets_are_recipes() -> None:
-    assert set(preset_names()) == {"smollm2", "smollm2-cpu", "qwen3-0.6b", "qwen3-1.7b"}
+    assert set(preset_names()) == {
+        "smollm2",
+        "smollm2-cpu",
+        "smollm2-near",
+        "qwen3-0.6b",
+        "qwen3-1.7b",
+    }
     for name in preset_names():
         recipe = load_recipe(name)
         assert recipe.training.objective.divergence == "forward_kl"

@@ -18,7 +18,8 @@ def command(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A YAML file, or a preset: smollm2-cpu, qwen3-0.6b, qwen3-1.7b.",
+            help="A YAML file, or a preset: smollm2-cpu, smollm2-near, smollm2, qwen3-0.6b, "
+            "qwen3-1.7b.",
             show_default=False,
         ),
     ],
