@@ -23,6 +23,7 @@ from allmem.distill.recipe import DataSource, Recipe
 from allmem.errors import AllMemError
 from allmem.export import export
 from allmem.files import read_tensors, write_tensors
+from allmem.models.adapter import adapter_note, trained_tokens
 from allmem.opening import open_model
 from tests.cli.conftest import C, S, W
 from tests.data.folders import TOKENIZER, build, chats, config, write_rows
@@ -144,6 +145,27 @@ def test_half_an_adapter_keeps_what_is_small(
     assert (rounded - exact).norm() < 0.02 * exact.norm()
     with pytest.raises(AllMemError, match="half is for the adapter alone"):
         export(place / "run", tmp_path / "merged", merged=True, half=True)
+
+
+def test_the_card_tells_of_the_training_that_went_on(place: Path, tmp_path: Path) -> None:
+    first = place / "run" / "adapter.safetensors"
+    recipe = Recipe(
+        model=str(place / "base"),
+        adapter=str(first),
+        output=str(tmp_path / "on"),
+        data=DataSource(folder=str(place / "data"), evaluated=2),
+        training=DistillConfig(steps=2, stage="kl"),
+    )
+    outcome = run_recipe(recipe)
+    begun = adapter_note(first)
+    note = adapter_note(tmp_path / "on")
+    assert note == {"tokens": outcome.tokens, "steps": 2, "before": begun}
+    assert trained_tokens(note) == outcome.tokens + begun["tokens"]
+    card = (export(tmp_path / "on", tmp_path / "out") / "README.md").read_text()
+    assert f"- tokens: {outcome.tokens:,}\n- steps: 2\n" in card
+    said = f"- before it, in a run of its own: tokens: {begun['tokens']:,}, steps: 4\n"
+    assert said in card
+    assert trained_tokens({"steps": 3, "before": begun}) is None
 
 
 @pytest.mark.parametrize("merged", [False, True])

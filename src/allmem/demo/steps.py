@@ -19,8 +19,7 @@ from allmem.demo.original import OriginalReader
 from allmem.demo.settings import DemoSettings
 from allmem.distill import Comparison, Outcome, Step, TextRows, compare, distill
 from allmem.distill.rows import held_out_rows
-from allmem.files import read_tensors
-from allmem.models.adapter import find_adapter, load_adapter
+from allmem.models.adapter import adapter_note, load_adapter, trained_tokens
 from allmem.models.conversion import convert
 from allmem.models.variants import without_memory
 from allmem.opening import OpenedModel
@@ -118,12 +117,11 @@ class Demo:
         parameters = sum(p.numel() for p in base.parameters())
         # Kept for every later step.
         self.model = load_adapter(base, self.adapter)
-        note = read_tensors(find_adapter(self.adapter), "adapter")[1]["note"]
         return Shipped(
             parameters=parameters,
             added=sum(p.numel() for p in self.model.memory_parameters().values()),
             layers=sum(mixed.memory is not None for mixed in self.model.mixers()),
-            tokens=note.get("tokens"),
+            tokens=trained_tokens(adapter_note(self.adapter)),
         )
 
     def convert(self) -> Converted:

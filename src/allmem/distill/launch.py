@@ -38,6 +38,7 @@ from allmem.distill.teacher import OtherModel, Stored, Teacher
 from allmem.documents import read_document
 from allmem.errors import AllMemError
 from allmem.files import atomic_path
+from allmem.models.adapter import adapter_note
 from allmem.opening import OpenedModel, open_base, open_model
 from allmem.prompts import plain_ids
 
@@ -100,6 +101,7 @@ def run_recipe(
         recipe.training,
         Path(recipe.output),
         teacher=_teacher(recipe, opened),
+        began=None if recipe.adapter is None else adapter_note(recipe.adapter),
         on_step=on_step,
         on_compared=on_compared,
     )

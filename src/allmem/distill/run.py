@@ -76,6 +76,7 @@ def distill(
     folder: Path | None = None,
     *,
     teacher: Teacher | None = None,
+    began: dict[str, Any] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_compared: Callable[[str, Comparison], None] | None = None,
 ) -> Outcome:
@@ -85,6 +86,7 @@ def distill(
         model: converted; its memories are trained in place.
         held_out: to be judged by.
         teacher: default: the model's own weights with full attention.
+        began: the note of the adapter whose training goes on, kept in that of the new one.
         on_compared: called with ("before" | "after", figures) as soon as they are known.
 
     Raises:
@@ -131,7 +133,7 @@ def distill(
     after = compare(model, held_out, control=True, beyond=config.positions == "beyond")
     lead = processes.is_main_process
     if folder is not None:
-        note = {"tokens": tokens, "steps": done}
+        note = {"tokens": tokens, "steps": done, **({"before": began} if began else {})}
         save_adapter(model, folder / ADAPTER, note, lead=lead)
     if lead:
         write_results(folder, before, after)

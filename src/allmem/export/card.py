@@ -227,11 +227,12 @@ def _state(overview: Overview) -> str:
 
 def _training(card: Card) -> list[str]:
     note = card.header.get("note") or {}
-    lines = []
-    if isinstance(note.get("tokens"), int):
-        lines.append(f"- tokens: {note['tokens']:,}")
-    if isinstance(note.get("steps"), int):
-        lines.append(f"- steps: {note['steps']:,}")
+    lines = _amount(note)
+    earlier = note.get("before")
+    while earlier:
+        said = ", ".join(line.removeprefix("- ") for line in _amount(earlier))
+        lines.append(f"- before it, in a run of its own: {said}")
+        earlier = earlier.get("before")
     if card.stages:
         spans = ", ".join(f"{s['stage']} {s['steps']:,}" for s in card.stages)
         lines.append(f"- stages, in steps: {spans}")
@@ -246,6 +247,12 @@ def _training(card: Card) -> list[str]:
     if card.settings:
         found += [f"{card.settings_from}:", _block("yaml", _yaml(card.settings))]
     return ["## Training", *found] if found else []
+
+
+def _amount(note: dict[str, Any]) -> list[str]:
+    """Of one run."""
+    known = [(name, note.get(name)) for name in ("tokens", "steps")]
+    return [f"- {name}: {value:,}" for name, value in known if isinstance(value, int)]
 
 
 def _results(card: Card) -> list[str]:

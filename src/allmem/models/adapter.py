@@ -23,11 +23,13 @@ from allmem.sharded import full_tensor, like
 __all__ = [
     "ADAPTER",
     "adapter_header",
+    "adapter_note",
     "find_adapter",
     "load_adapter",
     "load_weights",
     "save_adapter",
     "shipped_adapters",
+    "trained_tokens",
 ]
 
 ADAPTER = "adapter.safetensors"
@@ -73,6 +75,27 @@ def _base_fingerprint(model: AllMemForCausalLM) -> str:
         if ".self_attn." not in name or marker in name
     }
     return fingerprint(own)
+
+
+def adapter_note(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """What an adapter's file says of its training: ``tokens``, ``steps``, and ``before``, the same
+    of the adapter that it was trained on from; of a checkpoint its ``stage``.
+
+    Args:
+        name: as for ``find_adapter``.
+
+    Raises:
+        AllMemError: if there is no such file, or it is damaged or of something else.
+    """
+    note: dict[str, Any] = read_tensors(find_adapter(name), "adapter")[1].get("note") or {}
+    return note
+
+
+def trained_tokens(note: dict[str, Any]) -> int | None:
+    """On how many tokens an adapter was trained, before included; ``None`` if it does not say."""
+    tokens = note.get("tokens")
+    before = trained_tokens(note["before"]) if note.get("before") else 0
+    return None if tokens is None or before is None else tokens + before
 
 
 def save_adapter(
