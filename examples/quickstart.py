@@ -1,20 +1,17 @@
-"""Convert a model, let it read a text, ask it a question.
+"""Let a small model with the memory that ships read a text, and ask it what its window has lost.
 
-    python -m examples.quickstart               # SmolLM2-135M reads the beginning of a novel
-    python -m examples.quickstart notes.txt "Who is absent?"
+    python -m examples.quickstart               # a page of a novel, in which a sentence is hidden
+    python -m examples.quickstart notes.txt "Where does Anna live?"
     python -m examples.quickstart notes.txt "Who is absent?" --model Qwen/Qwen3-0.6B
 
-Run it from the root of the repository. ``--adapter FILE`` loads trained memories.
-
-Without an adapter the memory is untrained and adds nothing: the answer rests on the window and the
-sinks, and the text before them is lost. The steps are the same with a trained one.
+Run it from the root of the repository. ``--adapter`` loads trained memories from a file. Another
+model without an adapter is converted only: its memory is untrained and adds nothing, its answer
+rests on the window and the sinks. The steps are the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.resources
-import lzma
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,21 +19,23 @@ from pathlib import Path
 import torch
 
 import allmem
+from allmem.documents import READ, load_book
 from allmem.models.sources import smollm2_file
 from allmem.prompts import DocumentPrompt
 
-BOOK = "resources/morris_wood_beyond_the_world_1894.txt.xz"
-CHARACTERS = 8_000
+CHARACTERS = 4_000
 """Of the novel, if no file is named."""
-QUESTION = "Who are the people that Walter sees on the quay?"
+HIDDEN = "The locker of Alice Walsh is 4812."
+"""A sentence in it, between the first paragraphs."""
+QUESTION = "What is the locker of Alice Walsh?"
 
 
 def read_text(file: Path | None) -> str:
     """The text to read."""
     if file is not None:
         return file.read_text(encoding="utf-8")
-    packed = (importlib.resources.files("allmem") / BOOK).read_bytes()
-    return lzma.decompress(packed).decode("utf-8")[:CHARACTERS]
+    title, *paragraphs = load_book(READ)[:CHARACTERS].split("\n\n")
+    return "\n\n".join([title, HIDDEN, *paragraphs])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("file", type=Path, nargs="?", help="UTF-8 text")
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--model", help="hub name, folder or GGUF file; default: SmolLM2-135M")
-    parser.add_argument("--adapter", type=Path, help="trained memories for this model")
+    parser.add_argument(
+        "--adapter", help="trained memories for this model; default: for SmolLM2 those that ship"
+    )
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--sinks", type=int, default=16)
     parser.add_argument("--chunk", type=int, default=256)
@@ -53,9 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     source = args.model or smollm2_file()
     tokenizer = allmem.load_tokenizer(source)
-    if args.adapter:
-        # An adapter brings the window, the sinks and the chunk that it was trained with.
-        model = allmem.load_adapter(source, args.adapter)
+    adapter = args.adapter or (None if args.model else "smollm2")
+    if adapter is not None:
+        # An adapter brings the window, the sinks and the chunk that it is read with.
+        model = allmem.load_adapter(source, adapter)
     else:
         model = allmem.convert(source, window=args.window, sinks=args.sinks, chunk=args.chunk)
 

@@ -24,6 +24,7 @@ from allmem.models.conversion import convert
 
 TEXT = "The maid wore an iron ring, and Walter sailed over the grey sea to the well. " * 12
 SETTINGS = DemoSettings(
+    shipped_window=None,
     documents=2,
     facts=2,
     passage=120,

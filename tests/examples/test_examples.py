@@ -42,8 +42,8 @@ def test_quickstart_reads_and_answers(folder: Path, capsys: pytest.CaptureFixtur
 
 def test_quickstart_has_a_text_of_its_own() -> None:
     text = quickstart.read_text(None)
-    assert len(text) == quickstart.CHARACTERS
-    assert "Walter" in text
+    assert len(text) == quickstart.CHARACTERS + len(quickstart.HIDDEN) + 2
+    assert text.index("Golden Walter") > text.index(quickstart.HIDDEN)
 
 
 def test_a_question_longer_than_the_text_is_a_question(

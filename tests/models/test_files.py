@@ -14,10 +14,11 @@ import torch
 
 import allmem
 from allmem import AllMemError, files
+from allmem.config import WindowConfig
 from allmem.models.adapter import find_adapter, load_adapter, save_adapter, shipped_adapters
 from allmem.models.cache import AllMemCache
 from allmem.models.modeling import AllMemForCausalLM
-from tests.models.tiny import C, S, W, base_model, logits, read, text, tiny_model
+from tests.models.tiny import C, S, W, assert_close, base_model, logits, read, text, tiny_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -65,6 +66,20 @@ def test_an_adapter_can_be_loaded_into_a_converted_model(
     loaded = load_adapter(fresh, adapter)
     assert loaded is fresh
     assert torch.equal(logits(loaded, text(1, 30)), logits(model, text(1, 30)))
+
+
+def test_an_adapter_may_be_loaded_with_another_window(
+    model: AllMemForCausalLM, adapter: Path
+) -> None:
+    loaded = load_adapter(base_model(), adapter, window=W + 5)
+    assert loaded.config.window == W + 5
+    cache = AllMemCache(model.config, WindowConfig(W + 5, S))
+    wide = logits(model, text(1, 40), past_key_values=cache)
+    assert_close(logits(loaded, text(1, 40)), wide, 1e-5)
+    with pytest.raises(AllMemError, match="converted already"):
+        load_adapter(model, adapter, window=W + 5)
+    with pytest.raises(AllMemError, match="window"):
+        load_adapter(base_model(), adapter, window=C - 1)
 
 
 def test_an_adapter_is_found_by_file_folder_and_name(

@@ -26,6 +26,9 @@ class DemoSettings:
 
     minutes: float | None = None
     """Of distillation; ``None``: the memory that ships."""
+    shipped_window: int | None = 48
+    """That the memory that ships is read with: so small that a page is gone when it is asked about.
+    ``None`` for what its file says."""
     window: int = 128
     """This and what follows it up to ``evaluated`` is for distillation alone."""
     sinks: int = 4

@@ -116,7 +116,7 @@ class Demo:
         base = self.load()
         parameters = sum(p.numel() for p in base.parameters())
         # Kept for every later step.
-        self.model = load_adapter(base, self.adapter)
+        self.model = load_adapter(base, self.adapter, window=self.settings.shipped_window)
         return Shipped(
             parameters=parameters,
             added=sum(p.numel() for p in self.model.memory_parameters().values()),

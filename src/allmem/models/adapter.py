@@ -147,6 +147,7 @@ def load_adapter(
     path: str | os.PathLike[str],
     *,
     other_base: bool = False,
+    window: int | None = None,
     **load_options: Any,
 ) -> AllMemForCausalLM:
     """A base model with the memories of an adapter file.
@@ -157,14 +158,22 @@ def load_adapter(
         path: a file, a folder that holds one, or the name of one that ships (``find_adapter``).
         other_base: load the adapter on weights that are not those it was trained on, such as the
             original of a quantised base.
+        window: W to convert a plain model with; default: what the file says.
 
     Raises:
-        AllMemError: if the file is damaged or belongs to another base.
+        AllMemError: if the file is damaged or belongs to another base, or the window does not fit.
     """
     path = find_adapter(path)
-    _, header = weights_and_header = read_tensors(path, "adapter")
+    weights, header = read_tensors(path, "adapter")
+    if window is not None:
+        if isinstance(base, AllMemForCausalLM):
+            raise AllMemError(
+                f"window = {window} was given, but the model is converted already; leave it out, "
+                "or read with a cache of that window"
+            )
+        header = {**header, "window": window}
     model = base if isinstance(base, AllMemForCausalLM) else _convert_as(base, header, load_options)
-    load_weights(model, path, weights_and_header, other_base=other_base)
+    load_weights(model, path, (weights, header), other_base=other_base)
     return model
 
 
